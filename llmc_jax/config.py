@@ -1,0 +1,181 @@
+"""What can be configured: model sizes, the options of a training run, and bad-input errors.
+
+Every option of a run is one field of TrainConfig; program.py makes the absl flags from it.
+Below everything else: no JAX import here.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+
+class BadInput(ValueError):
+    """Something the user gave cannot be used.
+
+    The message is one sentence that names the flag or the file and says what to do;
+    program.run prints it without a traceback and exits with status 2.
+    """
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a GPT-2 model. Letters as in llm.c."""
+
+    L: int  # layers
+    NH: int  # attention heads
+    C: int  # channels
+    maxT: int = 1024  # longest sequence
+    V: int = 50257  # vocabulary
+    Vp: int = 50304  # vocabulary padded to a multiple of 128: rows of wte
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters, the padded rows of wte included."""
+        return (self.Vp + self.maxT + 2) * self.C + self.L * (12 * self.C**2 + 13 * self.C)
+
+
+def _gpt2(L: int, C: int, NH: int) -> ModelConfig:
+    return ModelConfig(L=L, NH=NH, C=C)
+
+
+def _gpt3(C: int, L: int, head_size: int) -> ModelConfig:
+    return ModelConfig(L=L, NH=C // head_size, C=C, maxT=2048)
+
+
+# Descriptors of llm.c (train_gpt2.cu, gpt2_set_hyperparameters and gpt3_set_hyperparameters).
+# Its gpt3:c5140 is left out: 5140 channels do not divide into heads of 128.
+MODELS = {
+    "d6": _gpt2(6, 384, 6),
+    "d12": _gpt2(12, 768, 12),
+    "d24": _gpt2(24, 1024, 16),
+    "d36": _gpt2(36, 1280, 20),
+    "d48": _gpt2(48, 1600, 25),
+    "d60": _gpt2(60, 1920, 30),
+    "d72": _gpt2(72, 2880, 30),
+    "d84": _gpt2(84, 3456, 36),
+    "gpt3:c384": _gpt3(384, 6, 64),
+    "gpt3:c768": _gpt3(768, 12, 64),
+    "gpt3:c1024": _gpt3(1024, 24, 64),
+    "gpt3:c1536": _gpt3(1536, 24, 96),
+    "gpt3:c2048": _gpt3(2048, 24, 128),
+    "gpt3:c2560": _gpt3(2560, 32, 80),
+    "gpt3:c4096": _gpt3(4096, 32, 128),
+    "gpt3:c12288": _gpt3(12288, 96, 128),
+}
+
+
+def model_config(descriptor: str) -> ModelConfig:
+    """Sizes of the model that `descriptor` names: dN, gpt2:dN or gpt3:cC. Raises BadInput."""
+    name = canonical_model(descriptor)
+    if name == "gpt3:c5140":
+        raise BadInput(
+            "--model=gpt3:c5140 cannot be built: 5140 channels do not divide into heads of 128; "
+            "use gpt3:c4096 or gpt3:c12288."
+        )
+    if name not in MODELS:
+        raise BadInput(f"--model={descriptor} is unknown; use one of {', '.join(MODELS)}.")
+    return MODELS[name]
+
+
+def canonical_model(descriptor: str) -> str:
+    """The one spelling of a descriptor: gpt2:d12 is d12."""
+    return descriptor.removeprefix("gpt2:")
+
+
+def option(default, help: str, *, choices=None, minimum=None, may_change: bool = False):
+    """A dataclass field that is also a command-line flag.
+
+    choices: the values allowed. minimum: smallest number allowed.
+    may_change: a resumed run may have another value than the run it continues.
+    """
+    metadata = dict(help=help, choices=choices, minimum=minimum, may_change=may_change)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. The letter in brackets is llm.c's flag for the same thing."""
+
+    # what is trained, on what, to where
+    model: str = option("d12", "model: dN, gpt2:dN or gpt3:cC (-e)")
+    train_data: str = option("", "glob of the token shards to train on (-i)")
+    val_data: str = option("", "glob of the token shards to validate on (-j)")
+    output_dir: str = option(
+        "", "directory for log, checkpoints and picture; empty: write nothing (-o)", may_change=True
+    )
+    # batches
+    batch_size: int = option(4, "B: sequences in a micro-batch on each device (-b)", minimum=1)
+    sequence_length: int = option(1024, "T: tokens in a sequence (-t)", minimum=1)
+    total_batch_size: int = option(
+        -1, "tokens in one step over all devices; -1: one micro-batch on each device (-d)"
+    )
+    max_steps: int = option(-1, "optimizer steps; -1: one epoch (-x)", minimum=-1)
+    shuffle: bool = option(True, "train on the sequences in a random order")
+    overfit_single_batch: bool = option(
+        False, "train on the first batch again and again, to see the loss go to zero (-a)"
+    )
+    seed: int = option(42, "seed of the initialisation and of the data order", minimum=0)
+    # optimizer
+    lr_schedule: str = option(
+        "cosine",
+        "learning rate after the warm-up (-k)",
+        choices=("cosine", "linear", "constant", "wsd"),
+    )
+    learning_rate: float = option(3e-4, "largest learning rate (-l)", minimum=0)
+    warmup_steps: int = option(0, "steps of linear warm-up (-u)", minimum=0)
+    final_lr_fraction: float = option(
+        1.0, "learning rate at the end, as a fraction of --learning_rate (-q)", minimum=0
+    )
+    weight_decay: float = option(0.0, "decoupled weight decay of the matrices (-c)", minimum=0)
+    grad_clip: float = option(1.0, "largest global gradient norm; 0: no clipping", minimum=0)
+    adam_beta1: float = option(0.9, "decay of AdamW's first moment", minimum=0)
+    adam_beta2: float = option(0.95, "decay of AdamW's second moment", minimum=0)
+    adam_eps: float = option(1e-8, "AdamW's epsilon", minimum=0)
+    # how it is computed
+    dtype: str = option(
+        "float32",
+        "type of activations and matrix products; master weights, moments and accumulated "
+        "gradients are always float32",
+        choices=("float32", "bfloat16"),
+    )
+    recompute: int = option(
+        1,
+        "what backward computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and "
+        "layernorms (-r)",
+        choices=(0, 1, 2),
+        may_change=True,
+    )
+    ops: str = option(
+        "auto",
+        "implementation of the ops: auto, jnp or ffi for all, op=name for one; later words win "
+        "(e.g. jnp,attention=ffi)",
+        may_change=True,
+    )
+    # what happens every so many steps; 0 is never
+    val_every: int = option(20, "validate every N steps (-v)", minimum=0, may_change=True)
+    val_batches: int = option(
+        20, "batches in a validation; -1: all of --val_data (-m)", minimum=-1, may_change=True
+    )
+    sample_every: int = option(
+        20, "generate text every N steps and at the end (-s)", minimum=0, may_change=True
+    )
+    sample_tokens: int = option(64, "tokens to generate (-g)", minimum=1, may_change=True)
+    checkpoint_every: int = option(
+        0, "save a checkpoint every N steps and at the end (-n)", minimum=0, may_change=True
+    )
+    resume: bool = option(
+        False, "continue the run in --output_dir; an empty directory starts a new one (-y)",
+        may_change=True,
+    )
+
+
+def changes(before: dict, after: "TrainConfig") -> list[str]:
+    """Which options of a saved run (`before`, a dict) `after` disagrees with, as sentences' parts.
+
+    Options that may change between a run and its continuation are passed over.
+    """
+    fixed = [f.name for f in dataclasses.fields(after) if not f.metadata["may_change"]]
+    return [
+        f"--{name} was {before[name]} and is now {getattr(after, name)}"
+        for name in fixed
+        if name in before and before[name] != getattr(after, name)
+    ]

@@ -1,0 +1,46 @@
+"""The standard library of the Python that runs this, and its documentation.
+
+Real text that every machine has: a quick start needs no download. Tests, and tables of
+character encodings, are left out: they are data rather than text.
+"""
+
+import hashlib
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+SKIPPED_FOLDERS = {
+    "__pycache__", "dist-packages", "encodings", "idle_test", "pydoc_data", "site-packages",
+    "test", "tests",
+}  # fmt: skip
+VAL_SHARE = 20  # one document in 20 is for validation
+
+
+def documents() -> tuple[list[str], list[str]]:
+    """Texts for training and for validation, split by file name, in a fixed order."""
+    train, val = [], []
+    for name, text in (*_modules(Path(sysconfig.get_path("stdlib"))), *_manual()):
+        digest = hashlib.sha256(name.encode()).digest()
+        (val if digest[0] % VAL_SHARE == 0 else train).append(text)
+    return train, val
+
+
+def _modules(root: Path) -> Iterator[tuple[str, str]]:
+    """Name and source text of each module below `root`."""
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if SKIPPED_FOLDERS.isdisjoint(name.parts):
+            try:
+                with tokenize.open(path) as file:  # honours the file's coding line
+                    yield name.as_posix(), file.read()
+            except (SyntaxError, UnicodeDecodeError):  # test data for the compiler
+                continue
+
+
+def _manual() -> Iterator[tuple[str, str]]:
+    """Name and text of each page of the language reference that pydoc carries."""
+    from pydoc_data.topics import topics
+
+    for name, text in sorted(topics.items()):
+        yield f"topics/{name}", text

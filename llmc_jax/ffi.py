@@ -1,0 +1,109 @@
+"""Finds the kernel libraries, checks that they fit the installed jaxlib, and registers them.
+
+libllmc_cpu.so (and libllmc_cuda.so, where it was built) lie in the package's folder. Each
+exports its handlers as plain C symbols named llmc_<op>_<direction>, which are also the names
+XLA knows them by.
+"""
+
+import ctypes
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import llmc_jax
+from llmc_jax.config import BadInput
+
+REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps -e ."
+
+# Platform name of jax.devices() -> its library and the name XLA registers handlers under.
+LIBRARIES = {"cpu": ("libllmc_cpu.so", "cpu"), "gpu": ("libllmc_cuda.so", "CUDA")}
+
+HANDLERS = (
+    "llmc_layernorm_forward",
+    "llmc_layernorm_backward",
+    "llmc_attention_forward",
+    "llmc_attention_backward",
+    "llmc_classifier_forward",
+)
+
+
+def available(platform: str) -> bool:
+    """Whether the kernels of `platform` (cpu, gpu, tpu) are loaded and registered."""
+    return not _load(platform)
+
+
+def require(platform: str) -> None:
+    """Raises BadInput with the reason when the kernels of `platform` are not loaded."""
+    if reason := _load(platform):
+        raise BadInput(f"--ops asks for ffi, but {reason}.")
+
+
+def status(platform: str) -> str:
+    """One phrase for the banner: which library is loaded, or why none is."""
+    reason = _load(platform)
+    return reason or f"{LIBRARIES[platform][0]} loaded"
+
+
+def call(target: str, results: list, aliases: dict[int, int] | None = None) -> Callable:
+    """A function of arrays and attributes that runs the handler `target`.
+
+    results: shape and dtype of each result. aliases: input index -> index of the result that
+    takes its place in memory. Python numbers become the attribute types the handlers bind:
+    float32 and int64.
+    """
+    run = jax.ffi.ffi_call(target, results, input_output_aliases=aliases)
+
+    def typed(value):
+        return np.float32(value) if isinstance(value, float) else np.int64(value)
+
+    def with_attributes(*arrays, **static):
+        return run(*arrays, **{name: typed(value) for name, value in static.items()})
+
+    return with_attributes
+
+
+@functools.cache
+def _load(platform: str) -> str:
+    """Load and register the library of `platform`; '' or the reason it was not."""
+    if platform not in LIBRARIES:
+        return f"there are no kernels for {platform}"
+    name, xla_platform = LIBRARIES[platform]
+    # An editable install keeps Python files and libraries in different folders of the package.
+    paths = [Path(folder) / name for folder in llmc_jax.__path__]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        return f"{name} was not built (build it: {REBUILD})"
+    return register(path, xla_platform)
+
+
+def register(path: Path, xla_platform: str) -> str:
+    """Register the handlers of the library at `path`; '' or the reason it was refused.
+
+    A library built with headers newer than the installed jaxlib must not be registered at all:
+    it would keep JAX's backend itself from starting.
+    """
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return f"{path.name} cannot be loaded: {error}"
+    built = library.llmc_ffi_api_version()
+    installed = _installed_api_version()
+    if built > installed:
+        return (
+            f"{path.name} was built for XLA FFI 0.{built} and the installed jaxlib speaks "
+            f"0.{installed} (rebuild it: {REBUILD})"
+        )
+    for handler in HANDLERS:
+        capsule = jax.ffi.pycapsule(getattr(library, handler))
+        jax.ffi.register_ffi_target(handler, capsule, platform=xla_platform)
+    return ""
+
+
+def _installed_api_version() -> int:
+    """Minor version of XLA's FFI API, from the header that the installed jaxlib carries."""
+    header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    return int(re.search(r"#define XLA_FFI_API_MINOR (\d+)", header.read_text()).group(1))

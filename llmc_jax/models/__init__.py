@@ -1,0 +1,1 @@
+"""The models: parameters, activations, forward and backward."""

@@ -1,0 +1,64 @@
+"""GPT-2's initial parameters, number for number those of llm.c and of PyTorch.
+
+Both draw normals from a 32-bit Mersenne Twister (mt19937); NumPy's legacy generator yields the
+same stream of integers, so no PyTorch is needed. Reference: llm.c rand.h, gpt2_init.
+"""
+
+import jax
+import numpy as np
+
+from llmc_jax.config import ModelConfig
+from llmc_jax.models import gpt2
+from llmc_jax.models.gpt2 import Params
+
+STD = 0.02
+BLOCK = 16  # PyTorch makes normals 16 at a time: 8 radii, 8 angles
+
+
+def initialize(cfg: ModelConfig, seed: int) -> Params:
+    """Parameters drawn as GPT-2 does, NumPy float32 arrays in llm.c's layout.
+
+    Weights are N(0, 0.02), those that feed the residual stream N(0, 0.02 / sqrt(2 L)); biases
+    and the padded rows of wte are 0, layernorm weights 1. Drawn in llm.c's order: wte, wpe, then
+    layer by layer qkvw, attprojw, fcw, fcprojw.
+    """
+    rng = np.random.RandomState(seed)
+    residual_std = STD / np.sqrt(2 * cfg.L)
+    params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), gpt2.shapes(cfg))
+    block = params.block
+    for scale in (block.ln1w, block.ln2w, params.lnfw):
+        scale.fill(1)
+    draw(rng, params.wte[: cfg.V], STD)
+    draw(rng, params.wpe, STD)
+    for layer in range(cfg.L):
+        draw(rng, block.qkvw[layer], STD)
+        draw(rng, block.attprojw[layer], residual_std)
+        draw(rng, block.fcw[layer], STD)
+        draw(rng, block.fcprojw[layer], residual_std)
+    return params
+
+
+def draw(rng: np.random.RandomState, out: np.ndarray, std: float) -> None:
+    """Fill `out` (float32, at least 16 numbers) with N(0, std) as torch.Tensor.normal_ does."""
+    assert out.size >= BLOCK, "PyTorch draws fewer than 16 normals in another way"
+    uniforms = uniform(rng, out.size)
+    whole = out.size - out.size % BLOCK
+    normals = np.empty(out.size, np.float32)
+    normals[:whole] = _box_muller(uniforms[:whole])
+    if whole < out.size:  # the last 16 are drawn anew, over the ones already there
+        normals[-BLOCK:] = _box_muller(uniform(rng, BLOCK))
+    out[...] = (normals * np.float32(std)).reshape(out.shape)
+
+
+def uniform(rng: np.random.RandomState, size: int) -> np.ndarray:
+    """float32 in [0, 1) from the low 24 bits of each 32-bit integer of the generator."""
+    integers = np.frombuffer(rng.bytes(4 * size), "<u4")
+    return (integers & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
+
+
+def _box_muller(uniforms: np.ndarray) -> np.ndarray:
+    """Two normals from two uniforms (Box & Muller 1958), in blocks of 16."""
+    blocks = uniforms.reshape(-1, 2, BLOCK // 2)
+    radius = np.sqrt(-2 * np.log(1 - blocks[:, 0]))
+    angle = np.float32(2 * np.pi) * blocks[:, 1]
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()

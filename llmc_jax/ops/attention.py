@@ -1,0 +1,98 @@
+"""Causal multi-head attention on packed qkv (llm.c attention.cuh).
+
+Backward computes the probabilities again from the log-sum-exp that forward saves, as
+FlashAttention does (Dao et al. 2022, arXiv:2205.14135), so nothing of size T x T outlives an op.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import logsumexp
+
+from llmc_jax.ops.op import Op, accumulation_dtype, native, run_kernel
+
+
+class Saved(NamedTuple):
+    out: Array  # (B, T, C): the op's own output, for the model to keep once
+    lse: Array  # (B, NH, T) float32, log-sum-exp of each query's scaled scores
+
+
+def forward(qkv, *, NH):
+    """out = softmax(q k^T / sqrt(HS), causal) v for each head; qkv (B,T,3C), out (B,T,C)."""
+    q, k, v = _heads(qkv, NH)
+    scores = _scores(q, k)
+    lse = logsumexp(scores, axis=-1)
+    att = jnp.exp(scores - lse[..., None])
+    out = _merge(_einsum("bhts,bhsd->bhtd", att.astype(qkv.dtype), v)).astype(qkv.dtype)
+    return out, Saved(out, lse)
+
+
+def backward(saved, dout, qkv, *, NH):
+    """dscores = att * (datt - sum_s(datt * att)), and dq, dk, dv from it; dqkv (B,T,3C).
+
+    The inner sum is taken as sum_d(dout * out), which is equal and needs no T x T tensor.
+    """
+    q, k, v = _heads(qkv, NH)
+    do = _split(dout, NH)
+    att = jnp.exp(_scores(q, k) - saved.lse[..., None])
+    datt = _einsum("bhtd,bhsd->bhts", do, v)
+    row_sum = jnp.sum(_wide(do) * _wide(_split(saved.out, NH)), axis=-1, keepdims=True)
+    dscores = (att * (datt - row_sum) * _scale(q)).astype(qkv.dtype)
+    dq = _einsum("bhts,bhsd->bhtd", dscores, k)
+    dk = _einsum("bhts,bhtd->bhsd", dscores, q)
+    dv = _einsum("bhts,bhtd->bhsd", att.astype(qkv.dtype), do)
+    return (jnp.concatenate([_merge(x) for x in (dq, dk, dv)], axis=-1).astype(qkv.dtype),)
+
+
+def _heads(qkv, NH):
+    """q, k, v, each (B,NH,T,HS), from qkv (B,T,3C)."""
+    return (_split(x, NH) for x in jnp.split(qkv, 3, axis=-1))
+
+
+def _split(x, NH):
+    """(B,T,C) as (B,NH,T,HS)."""
+    B, T, C = x.shape
+    return x.reshape(B, T, NH, C // NH).transpose(0, 2, 1, 3)
+
+
+def _merge(x):
+    """(B,NH,T,HS) as (B,T,C)."""
+    B, NH, T, HS = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(B, T, NH * HS)
+
+
+def _scores(q, k):
+    """Scaled scores, -inf where the key is after the query; (B,NH,T,T)."""
+    T = q.shape[2]
+    causal = jnp.tril(jnp.ones((T, T), bool))
+    return jnp.where(causal[None, None], _einsum("bhtd,bhsd->bhts", q, k) * _scale(q), -jnp.inf)
+
+
+def _scale(q):
+    return 1 / math.sqrt(q.shape[-1])
+
+
+def _einsum(spec, a, b):
+    return jnp.einsum(spec, a, b, preferred_element_type=accumulation_dtype(a.dtype))
+
+
+def _wide(x):
+    return x.astype(accumulation_dtype(x.dtype))
+
+
+def native_forward(qkv, *, NH):
+    """`forward` as a kernel that returns its output once: the two outs are one array."""
+    _, results = jax.eval_shape(partial(forward, NH=NH), qkv)
+    saved = run_kernel("llmc_attention_forward", results, qkv, NH=NH)
+    return saved.out, saved
+
+
+JNP = Op(forward, backward)
+IMPLEMENTATIONS = {
+    "jnp": JNP,
+    "ffi": Op(native_forward, native("attention", like=JNP).backward),
+}

@@ -1,0 +1,69 @@
+"""The head: logits over the vocabulary and their cross-entropy (llm.c fused_classifier.cuh).
+
+One op for both, so that an implementation decides how much of the logits ever exists. The
+gradient of the total loss with respect to each row's loss, dlosses, is a constant of the step
+(1 / tokens), known before forward runs: so forward may turn a row's logits into their gradient
+while they are at hand, as llm.c does, and backward is two matrix products.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from llmc_jax.ops.matmul import dot, rows
+from llmc_jax.ops.op import Op, run_kernel
+
+
+class Saved(NamedTuple):
+    dlogits: Array  # (B*T, Vp), gradient of the total loss; zero in the padded columns
+
+
+def logits(lnf, wte):
+    """lnf @ wte.T in the accumulation dtype; lnf (B,T,C), wte (Vp,C), out (B*T,Vp)."""
+    return dot(rows(lnf), wte, (1, 1))
+
+
+def forward(lnf, wte, targets, dlosses, *, V):
+    """losses = logsumexp(logits[:V]) - logits[target], 0 where target < 0 (ignored).
+
+    lnf (B,T,C), wte (Vp,C), targets (B,T) int32 below V, losses and dlosses (B,T) float32.
+    Columns from V on take no part.
+    """
+    z = logits(lnf, wte)
+    target, dloss = targets.reshape(-1, 1), dlosses.reshape(-1, 1)
+    column = jnp.arange(z.shape[1])[None]
+    z = jnp.where(column < V, z, -jnp.inf)
+    largest = jnp.max(z, axis=1, keepdims=True)
+    exp = jnp.exp(z - largest)
+    total = jnp.sum(exp, axis=1, keepdims=True)
+    target_logit = jnp.take_along_axis(z, jnp.maximum(target, 0), axis=1)
+    losses = jnp.where(target >= 0, jnp.log(total) + largest - target_logit, 0)
+    row_scale = jnp.where(target >= 0, dloss, 0)
+    dlogits = (exp / total - (column == target)) * row_scale
+    return losses.reshape(targets.shape), Saved(dlogits.astype(lnf.dtype))
+
+
+def backward(saved, dlosses, lnf, wte, targets, *, V):
+    """dlnf = dlogits @ wte (B,T,C), dwte = dlogits.T @ lnf (Vp,C) in the accumulation dtype."""
+    dlnf = dot(saved.dlogits, wte, (1, 0)).astype(lnf.dtype).reshape(lnf.shape)
+    return dlnf, dot(saved.dlogits, rows(lnf), (0, 0))
+
+
+def native_forward(lnf, wte, targets, dlosses, *, V):
+    """`forward` with one kernel from logits to losses and dlogits.
+
+    The kernel writes dlogits over the logits where they have the same dtype.
+    """
+    z = logits(lnf, wte)
+    results = jax.eval_shape(partial(forward, V=V), lnf, wte, targets, dlosses)
+    aliases = {0: 1} if z.dtype == lnf.dtype else None
+    return run_kernel(
+        "llmc_classifier_forward", results, z, targets, dlosses, aliases=aliases, V=V
+    )
+
+
+JNP = Op(forward, backward)
+IMPLEMENTATIONS = {"jnp": JNP, "ffi": Op(native_forward, backward)}

@@ -1,0 +1,45 @@
+"""The linear layer (llm.c matmul.cuh). Weights are (out, in), as llm.c stores them."""
+
+import jax.numpy as jnp
+from jax import lax
+
+from llmc_jax.ops.op import Op, accumulation_dtype
+
+
+def dot(a, b, contract: tuple[int, int]):
+    """Product of the matrices a and b over the dimensions `contract`, in the accumulation dtype.
+
+    Naming the result's dtype keeps bfloat16 products on the matrix units of CPU and GPU and
+    their sums in float32.
+    """
+    dimensions = (((contract[0],), (contract[1],)), ((), ()))
+    return lax.dot_general(
+        a, b, dimensions, preferred_element_type=accumulation_dtype(a.dtype)
+    )
+
+
+def rows(x):
+    """(B,T,C) as (B*T,C)."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def forward(inp, weight, bias):
+    """out = inp @ weight.T + bias; inp (B,T,C), weight (OC,C), bias (OC,), out (B,T,OC)."""
+    out = dot(rows(inp), weight, (1, 1)) + bias[None]
+    return out.astype(inp.dtype).reshape(*inp.shape[:-1], -1), ()
+
+
+def backward(saved, dout, inp, weight, bias):
+    """dinp = dout @ weight, dweight = dout.T @ inp, dbias = sum_BT(dout).
+
+    dout (B,T,OC), dinp (B,T,C); dweight (OC,C) and dbias (OC,) in the accumulation dtype.
+    """
+    dy = rows(dout)
+    dinp = dot(dy, weight, (1, 0)).astype(inp.dtype).reshape(inp.shape)
+    dweight = dot(dy, rows(inp), (0, 0))
+    dbias = jnp.sum(dy.astype(accumulation_dtype(dy.dtype)), axis=0)
+    return dinp, dweight, dbias
+
+
+JNP = Op(forward, backward)
+IMPLEMENTATIONS = {"jnp": JNP}

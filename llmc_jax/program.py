@@ -1,0 +1,58 @@
+"""The command line: flags from a configuration's fields, one sentence for bad input."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from llmc_jax.config import BadInput
+
+
+def define_flags(config_class: type, module: str) -> None:
+    """Define one absl flag for each field of `config_class` (made with config.option).
+
+    module: name of the main module, so that --help lists the flags as the program's own.
+    """
+    for field in dataclasses.fields(config_class):
+        meta = field.metadata
+        common = dict(name=field.name, default=field.default, help=meta["help"], module_name=module)
+        if meta["choices"] and field.type is str:
+            flags.DEFINE_enum(enum_values=meta["choices"], **common)
+        elif field.type is bool:
+            flags.DEFINE_boolean(**common)
+        elif field.type is int:
+            bounds = dict(lower_bound=meta["minimum"])
+            if meta["choices"]:
+                bounds = dict(lower_bound=min(meta["choices"]), upper_bound=max(meta["choices"]))
+            flags.DEFINE_integer(**bounds, **common)
+        elif field.type is float:
+            flags.DEFINE_float(lower_bound=meta["minimum"], **common)
+        else:
+            flags.DEFINE_string(**common)
+
+
+def run(main: Callable, config_class: type) -> None:
+    """Parse the command line into a `config_class`, call main(config) and exit.
+
+    Exit status: what main returns (None is 0), 1 for unknown or malformed flags (absl),
+    2 for BadInput, 130 when interrupted.
+    """
+    define_flags(config_class, sys.argv[0])
+
+    def start(argv):
+        if flags.FLAGS["verbosity"].using_default_value:
+            logging.set_verbosity(logging.ERROR)  # orbax tells much that is no news to a user
+        try:
+            if len(argv) > 1:
+                raise BadInput(f"'{argv[1]}' is not a flag; options are written --name=value.")
+            names = [field.name for field in dataclasses.fields(config_class)]
+            return main(config_class(**{name: flags.FLAGS[name].value for name in names}))
+        except BadInput as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    app.run(start)

@@ -1,0 +1,61 @@
+"""The one place where a per-device function is mapped over devices.
+
+State is replicated and batches are split along the axis step.AXIS. One device is the mesh of
+size one. Native kernels are opaque to XLA's partitioner, so the mapping is shard_map: each
+kernel sees its device's shard.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from llmc_jax.training.step import AXIS
+
+REPLICATED = P()
+ROWS = P(AXIS)  # (B*D, T): each device has B sequences
+MICRO_BATCHES = P(None, AXIS)  # (A, B*D, T)
+
+
+def make_mesh() -> Mesh:
+    """All devices of this process in one line."""
+    return Mesh(np.array(jax.devices()), (AXIS,))
+
+
+def map_train_step(step: Callable, mesh: Mesh) -> Callable:
+    """step(state, inputs, targets) -> (state, metrics) over the mesh; the state is donated."""
+    mapped = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(REPLICATED, MICRO_BATCHES, MICRO_BATCHES),
+        out_specs=(REPLICATED, REPLICATED),
+    )
+    return jax.jit(mapped, donate_argnums=0)
+
+
+def map_eval_step(step: Callable, mesh: Mesh) -> Callable:
+    """step(params, inputs, targets) -> loss over the mesh; inputs and targets (B*D, T)."""
+    mapped = jax.shard_map(
+        step, mesh=mesh, in_specs=(REPLICATED, ROWS, ROWS), out_specs=REPLICATED
+    )
+    return jax.jit(mapped)
+
+
+def replicate(tree, mesh: Mesh):
+    """`tree` on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+
+
+def replicated_like(tree, mesh: Mesh):
+    """Shapes and dtypes of `tree` with the placement that `replicate` gives."""
+    everywhere = NamedSharding(mesh, REPLICATED)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), tree
+    )
+
+
+def split(batch, mesh: Mesh, spec: P):
+    """NumPy arrays on the mesh, split as `spec` (ROWS or MICRO_BATCHES) says."""
+    return jax.device_put(batch, NamedSharding(mesh, spec))

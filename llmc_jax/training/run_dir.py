@@ -1,0 +1,53 @@
+"""The files of a run in --output_dir, and who may write there."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from llmc_jax.config import BadInput
+
+
+class RunDir(NamedTuple):
+    """Names of everything a run writes."""
+
+    root: Path
+
+    @property
+    def main_log(self) -> Path:
+        """llm.c's log lines."""
+        return self.root / "main.log"
+
+    @property
+    def metrics(self) -> Path:
+        """The same and more, a JSON object a line."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def picture(self) -> Path:
+        """The loss curves."""
+        return self.root / "losses.png"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a step."""
+        return self.root / "checkpoints"
+
+    def holds_a_run(self) -> bool:
+        """Whether a run has written here."""
+        return any(p.exists() for p in (self.main_log, self.metrics, self.checkpoints))
+
+
+def open_run_dir(output_dir: str, *, resume: bool) -> RunDir:
+    """The run directory, created if need be. Raises BadInput where another run is in it."""
+    run = RunDir(Path(output_dir))
+    if run.holds_a_run() and not resume:
+        raise BadInput(
+            f"--output_dir={output_dir} already holds a run; add --resume to continue it, or name "
+            f"another directory."
+        )
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"--output_dir={output_dir} cannot be made: {error.strerror}; name another directory."
+        ) from error
+    return run
