@@ -17,7 +17,7 @@ import numpy as np
 import llmc_jax
 from llmc_jax.config import BadInput
 
-REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps -e ."
+REBUILD = "pip install --force-reinstall --no-deps -e ."
 
 # Platform name of jax.devices() -> its library and the name XLA registers handlers under.
 LIBRARIES = {"cpu": ("libllmc_cpu.so", "cpu"), "gpu": ("libllmc_cuda.so", "CUDA")}

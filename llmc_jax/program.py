@@ -41,8 +41,8 @@ def run(main: Callable, config_class: type) -> None:
     define_flags(config_class, sys.argv[0])
 
     def start(argv):
-        if flags.FLAGS["verbosity"].using_default_value:
-            logging.set_verbosity(logging.ERROR)  # orbax tells much that is no news to a user
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.ERROR)  # orbax logs much that is no news to a user
         try:
             if len(argv) > 1:
                 raise BadInput(f"'{argv[1]}' is not a flag; options are written --name=value.")

@@ -211,7 +211,7 @@ def backward(
         return block_backward(ops, p, restore(ops, p, a), dresidual, NH=cfg.NH)
 
     dlnf, dwte_head = ops.classifier.backward(
-        acts.classifier, dlosses, acts.lnf, params.wte, targets, V=cfg.V
+        acts.classifier, dlosses, acts.lnf, params.wte, targets, dlosses, V=cfg.V
     )
     dresidual, dlnfw, dlnfb = ops.layernorm.backward(
         acts.lnf_stats, dlnf, acts.residual3, params.lnfw, params.lnfb, eps=EPS

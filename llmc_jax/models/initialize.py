@@ -39,15 +39,14 @@ def initialize(cfg: ModelConfig, seed: int) -> Params:
 
 
 def draw(rng: np.random.RandomState, out: np.ndarray, std: float) -> None:
-    """Fill `out` (float32, at least 16 numbers) with N(0, std) as torch.Tensor.normal_ does."""
-    assert out.size >= BLOCK, "PyTorch draws fewer than 16 normals in another way"
-    uniforms = uniform(rng, out.size)
-    whole = out.size - out.size % BLOCK
-    normals = np.empty(out.size, np.float32)
-    normals[:whole] = _box_muller(uniforms[:whole])
-    if whole < out.size:  # the last 16 are drawn anew, over the ones already there
-        normals[-BLOCK:] = _box_muller(uniform(rng, BLOCK))
-    out[...] = (normals * np.float32(std)).reshape(out.shape)
+    """Fill `out` (float32) with N(0, std) as torch.Tensor.normal_ does."""
+    assert out.size % BLOCK == 0, "PyTorch draws a rest of less than 16 in another way"
+    blocks = uniform(rng, out.size).reshape(-1, 2, BLOCK // 2)
+    # Box & Muller 1958: two normals from two uniforms
+    radius = np.float32(std) * np.sqrt(-2 * np.log(1 - blocks[:, 0]))
+    angle = np.float32(2 * np.pi) * blocks[:, 1]
+    normals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    out[...] = normals.reshape(out.shape)
 
 
 def uniform(rng: np.random.RandomState, size: int) -> np.ndarray:
@@ -55,10 +54,3 @@ def uniform(rng: np.random.RandomState, size: int) -> np.ndarray:
     integers = np.frombuffer(rng.bytes(4 * size), "<u4")
     return (integers & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
 
-
-def _box_muller(uniforms: np.ndarray) -> np.ndarray:
-    """Two normals from two uniforms (Box & Muller 1958), in blocks of 16."""
-    blocks = uniforms.reshape(-1, 2, BLOCK // 2)
-    radius = np.sqrt(-2 * np.log(1 - blocks[:, 0]))
-    angle = np.float32(2 * np.pi) * blocks[:, 1]
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()

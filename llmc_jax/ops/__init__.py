@@ -40,8 +40,8 @@ TABLE = {
 }
 
 # What --ops=auto takes on a platform instead of jnp, where its kernel library is loaded.
-# A line needs a measured gain: benchmarks/ops.py.
-DEFAULTS: dict[str, dict[str, str]] = {"cpu": {}}
+# A line needs a measured gain: benchmarks/results/cpu_ops.md.
+DEFAULTS = {"cpu": {"layernorm": "ffi", "attention": "ffi", "classifier": "ffi"}}
 
 
 def select(spec: str, platform: str) -> tuple[Ops, dict[str, str]]:

@@ -46,8 +46,11 @@ def forward(lnf, wte, targets, dlosses, *, V):
     return losses.reshape(targets.shape), Saved(dlogits.astype(lnf.dtype))
 
 
-def backward(saved, dlosses, lnf, wte, targets, *, V):
-    """dlnf = dlogits @ wte (B,T,C), dwte = dlogits.T @ lnf (Vp,C) in the accumulation dtype."""
+def backward(saved, dout, lnf, wte, targets, dlosses, *, V):
+    """dlnf = dlogits @ wte (B,T,C), dwte = dlogits.T @ lnf (Vp,C) in the accumulation dtype.
+
+    dout must be the dlosses that forward was given.
+    """
     dlnf = dot(saved.dlogits, wte, (1, 0)).astype(lnf.dtype).reshape(lnf.shape)
     return dlnf, dot(saved.dlogits, rows(lnf), (0, 0))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
+from llmc_jax.models.gpt2 import Params
 from llmc_jax.training.step import TrainState
 
 STEP_DIGITS = 8
@@ -53,24 +54,20 @@ class Checkpointer:
         """The JSON object saved with the checkpoint of `step`."""
         return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
 
-    def restore_state(self, step: int, like):
-        """The state of `step`, placed as the shapes and shardings of `like` say.
-
-        like: TrainState of jax.ShapeDtypeStruct, or a part of it with ocp.PLACEHOLDER for leaves
-        that are to stay on disk.
-        """
-        args = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=_places(like)))
+    def restore_state(self, step: int, like: TrainState) -> TrainState:
+        """The state of `step`, placed as the shapes and shardings of `like` say."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         return self._manager.restore(step, args=args).state
+
+    def restore_params(self, step: int, like: Params) -> Params:
+        """Only the parameters of `step`; the moments stay on disk."""
+        places = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding), like)
+        part = ocp.args.PyTreeRestore(
+            dict(params=like), restore_args=dict(params=places), partial_restore=True
+        )
+        return self._manager.restore(step, args=ocp.args.Composite(state=part)).state["params"]
 
     def close(self) -> None:
         """Wait until everything saved is on disk."""
         self._manager.close()
 
-
-def _places(like):
-    return jax.tree.map(
-        lambda x: x if x is ocp.PLACEHOLDER else ocp.ArrayRestoreArgs(
-            sharding=x.sharding, global_shape=x.shape, dtype=x.dtype
-        ),
-        like,
-    )

@@ -43,6 +43,14 @@ def map_eval_step(step: Callable, mesh: Mesh) -> Callable:
     return jax.jit(mapped)
 
 
+def planned_bytes(compiled) -> int:
+    """Memory that XLA plans for a compiled step: arguments, results that are not written over
+    them, and everything in between (its peak_memory_in_bytes leaves that out on the CPU)."""
+    memory = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
+
+
 def replicate(tree, mesh: Mesh):
     """`tree` on every device of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, REPLICATED))

@@ -32,8 +32,9 @@ class RunDir(NamedTuple):
         return self.root / "checkpoints"
 
     def holds_a_run(self) -> bool:
-        """Whether a run has written here."""
-        return any(p.exists() for p in (self.main_log, self.metrics, self.checkpoints))
+        """Whether a run has logged or saved anything here."""
+        logs = (path for path in (self.main_log, self.metrics) if path.exists())
+        return any(log.stat().st_size for log in logs) or any(self.checkpoints.glob("*"))
 
 
 def open_run_dir(output_dir: str, *, resume: bool) -> RunDir:

@@ -1,0 +1,10 @@
+"""Settings of all tests."""
+
+import jax
+
+from llmc_jax import ffi
+
+# An array of another rank is broadcast only where the code says so.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# The kernels are part of the install: without them the tests must fail, not pass over them.
+ffi.require("cpu")

@@ -1,0 +1,101 @@
+"""The model's hand-written backward is the gradient of its forward."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llmc_jax import ops
+from llmc_jax.models import gpt2
+from llmc_jax.models.initialize import initialize
+from tests import tiny
+
+B, T = 2, 9
+
+
+def loss_and_grads(params, inputs, targets, *, spec="jnp", recompute=0):
+    chosen, _ = ops.select(spec, "cpu")
+    dlosses = jnp.full(inputs.shape, 1 / inputs.size, jnp.float32)
+    losses, acts = gpt2.forward(
+        chosen, params, inputs, targets, dlosses, cfg=tiny.MODEL, recompute=recompute
+    )
+    grads = gpt2.backward(chosen, params, acts, dlosses, inputs, targets, cfg=tiny.MODEL)
+    return jnp.sum(losses * dlosses), grads
+
+
+def problem(dtype):
+    """Parameters away from their initial values (no zeros, no ones), and a batch."""
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: jnp.asarray(p + 0.3 * rng.normal(size=p.shape), dtype),
+        initialize(tiny.MODEL, 42),
+    )
+    tokens = jnp.asarray(tiny.tokens(B * (T + 1)).reshape(B, T + 1), jnp.int32)
+    return params, tokens[:, :-1], tokens[:, 1:].at[0, 3].set(-1)
+
+
+@pytest.mark.parametrize("recompute", [0, 1, 2])
+def test_backward_is_the_gradient_of_forward(recompute):
+    with jax.enable_x64(True):
+        params, inputs, targets = problem(jnp.float64)
+        _, grads = jax.jit(partial(loss_and_grads, recompute=recompute))(params, inputs, targets)
+        reference = jax.grad(lambda p: loss_and_grads(p, inputs, targets)[0])(params)
+        # dlosses is float32 whatever the parameters are: its rounding is all that differs
+        for grad, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(reference), strict=True):
+            np.testing.assert_allclose(grad, wanted, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("recompute", [0, 1, 2])
+@pytest.mark.parametrize("spec", ["jnp", "ffi", "auto"])
+def test_recompute_and_kernels_change_nothing(spec, recompute):
+    params, inputs, targets = problem(jnp.float32)
+    loss, grads = jax.jit(partial(loss_and_grads, spec=spec, recompute=recompute))(
+        params, inputs, targets
+    )
+    reference_loss, reference = jax.jit(loss_and_grads)(params, inputs, targets)
+    np.testing.assert_allclose(loss, reference_loss, rtol=1e-6)
+    for grad, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(reference), strict=True):
+        np.testing.assert_allclose(grad, wanted, rtol=2e-4, atol=2e-5 * float(jnp.abs(wanted).max()))
+
+
+def test_recompute_levels_keep_less():
+    """Level 1 drops the GELU's output, level 2 the two layernorms' too: 4C and 2C a token."""
+
+    def kept(recompute):
+        params, inputs, targets = problem(jnp.float32)
+        forward = partial(gpt2.forward, ops.select("jnp", "cpu")[0], cfg=tiny.MODEL)
+        dlosses = jnp.ones(inputs.shape, jnp.float32)
+        _, acts = jax.eval_shape(
+            partial(forward, recompute=recompute), params, inputs, targets, dlosses
+        )
+        return sum(x.size for x in jax.tree.leaves(acts.block))
+
+    tokens = tiny.MODEL.L * B * T * tiny.MODEL.C
+    assert kept(0) - kept(1) == 4 * tokens and kept(1) - kept(2) == 2 * tokens
+
+
+def test_logits_at_a_position_are_those_of_all_positions():
+    params, inputs, _ = problem(jnp.float32)
+    chosen, _ = ops.select("auto", "cpu")
+    every = gpt2.logits(chosen, params, inputs, cfg=tiny.MODEL)
+    assert every.shape == (B, T, tiny.MODEL.V)
+    np.testing.assert_allclose(
+        gpt2.logits_at(chosen, params, inputs, 4, cfg=tiny.MODEL), every[:, 4], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_later_tokens_do_not_change_earlier_logits():
+    params, inputs, _ = problem(jnp.float32)
+    chosen, _ = ops.select("auto", "cpu")
+    before = gpt2.logits(chosen, params, inputs, cfg=tiny.MODEL)
+    after = gpt2.logits(chosen, params, inputs.at[:, 5:].set(1), cfg=tiny.MODEL)
+    assert np.array_equal(before[:, :5], after[:, :5])
+    assert not np.array_equal(before[:, 5:], after[:, 5:])
+
+
+def test_cast_touches_matrices_only():
+    params = gpt2.cast(initialize(tiny.MODEL, 42), jnp.bfloat16)
+    assert params.wte.dtype == params.block.fcw.dtype == jnp.bfloat16
+    assert params.lnfw.dtype == params.block.fcb.dtype == jnp.float32

@@ -1,0 +1,119 @@
+"""d12 against numbers made by llm.c: one batch with all gradients, and a whole recipe."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llmc_jax import ops, train
+from llmc_jax.config import MODELS, TrainConfig
+from llmc_jax.data.tokens import write_shard
+from llmc_jax.models import gpt2
+from llmc_jax.models.initialize import initialize
+from llmc_jax.training.logger import read_metrics
+from llmc_jax.training.run_dir import RunDir
+from tests import golden
+
+MODEL = MODELS["d12"]
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """The batch of d12_seed42_b4t64.json: 4 x 64 tokens from the start of the training split."""
+    tokens = golden.tokens("train")[:257].astype(np.int32)
+    inputs, targets = tokens[:-1].reshape(4, 64), tokens[1:].reshape(4, 64)
+    reference = golden.read("d12_seed42_b4t64")["batch"]
+    assert inputs.sum() == reference["x_sum"] and targets.sum() == reference["y_sum"]
+    return jnp.asarray(inputs), jnp.asarray(targets)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(jnp.asarray, initialize(MODEL, 42))
+
+
+@pytest.mark.parametrize("spec", ["jnp", "ffi"])
+def test_logits(params, batch, spec):
+    reference = golden.read("d12_seed42_b4t64")["logits"]
+    chosen, _ = ops.select(spec, "cpu")
+    logits = np.asarray(jax.jit(partial(gpt2.logits, chosen, cfg=MODEL))(params, batch[0]))
+    np.testing.assert_allclose(
+        np.linalg.norm(logits.astype(np.float64)), reference["l2"], rtol=1e-5
+    )
+    np.testing.assert_allclose(logits[0, 0, :8], reference["b0t0_first8"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logits[3, 63, :8], reference["b3t63_first8"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("recompute", [0, 1, 2])
+@pytest.mark.parametrize("spec", ["jnp", "ffi"])
+def test_loss_and_gradients(params, batch, spec, recompute):
+    reference = golden.read("d12_seed42_b4t64")
+    chosen, _ = ops.select(spec, "cpu")
+
+    @jax.jit
+    def loss_and_grads(params, inputs, targets):
+        dlosses = jnp.full(inputs.shape, 1 / inputs.size, jnp.float32)
+        losses, acts = gpt2.forward(
+            chosen, params, inputs, targets, dlosses, cfg=MODEL, recompute=recompute
+        )
+        grads = gpt2.backward(chosen, params, acts, dlosses, inputs, targets, cfg=MODEL)
+        return jnp.mean(losses), grads
+
+    loss, grads = loss_and_grads(params, *batch)
+    np.testing.assert_allclose(loss, reference["loss"], rtol=1e-5)
+    for name, grad in golden.by_name(grads).items():
+        wanted = reference["grads"][name]
+        norm = np.linalg.norm(grad.astype(np.float64))
+        np.testing.assert_allclose(norm, wanted["l2"], rtol=1e-4, err_msg=name)
+        scale = wanted["l2"] / np.sqrt(grad.size)
+        np.testing.assert_allclose(
+            grad.ravel()[:8], wanted["first8"], rtol=1e-3, atol=1e-3 * scale, err_msg=name
+        )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "spec", "loss_rtol", "norm_rtol"),
+    [("float32", "jnp", 2e-4, 2e-3), ("bfloat16", "auto", 2e-2, None)],
+)
+def test_twenty_steps_of_a_recipe(tmp_path, dtype, spec, loss_rtol, norm_rtol):
+    """Accumulation, clipping, warm-up, cosine and decay together, through the whole program."""
+    reference = golden.read("d12_tinyshakespeare_20steps")
+    for split in ("train", "val"):
+        write_shard(tmp_path / f"{split}.bin", golden.tokens(split))
+    train.main(
+        TrainConfig(
+            model="d12",
+            train_data=f"{tmp_path}/train.bin",
+            val_data=f"{tmp_path}/val.bin",
+            output_dir=f"{tmp_path}/run",
+            batch_size=reference["B"],
+            sequence_length=reference["T"],
+            total_batch_size=reference["total_batch_size"],
+            max_steps=reference["steps"],
+            shuffle=False,
+            learning_rate=reference["learning_rate"],
+            warmup_steps=reference["warmup_iters"],
+            final_lr_fraction=reference["learning_rate_decay_frac"],
+            weight_decay=reference["weight_decay"],
+            dtype=dtype,
+            ops=spec,
+            val_every=10,
+            val_batches=5,
+            sample_every=0,
+        )
+    )
+    metrics = read_metrics(RunDir(tmp_path / "run").metrics)
+    steps = [m for m in metrics if "train_loss" in m]
+    val = {str(m["step"]): m["val_loss"] for m in metrics if "val_loss" in m}
+    losses = [m["train_loss"] for m in steps]
+    np.testing.assert_allclose(losses, reference["train_loss"], rtol=loss_rtol)
+    assert val.keys() == reference["val_loss"].keys()
+    np.testing.assert_allclose(
+        list(val.values()), list(reference["val_loss"].values()), rtol=loss_rtol
+    )
+    np.testing.assert_allclose([m["learning_rate"] for m in steps], reference["lr"], rtol=5e-3)
+    if norm_rtol:
+        norms = [m["grad_norm"] for m in steps]
+        np.testing.assert_allclose(norms, reference["norm"], rtol=norm_rtol)

@@ -1,0 +1,82 @@
+"""Imports point down the layers only, and the program differentiates nothing by itself."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import llmc_jax
+
+ROOT = next(Path(p) for p in llmc_jax.__path__ if (Path(p) / "train.py").exists())
+FILES = sorted(ROOT.rglob("*.py"))
+
+# First match wins. A module may import modules of a lower layer and of its own top folder: so
+# training and data, of one layer, do not know each other.
+LAYERS = [
+    ("config.py", 0),
+    ("ffi.py", 1),
+    ("ops/op.py", 2),
+    ("ops/", 3),
+    ("models/", 4),
+    ("training/", 5),
+    ("data/", 5),
+    ("program.py", 5),
+    ("", 6),  # the programs
+]
+AUTODIFF = {"grad", "value_and_grad", "vjp", "jvp", "linearize", "custom_vjp", "jacrev", "jacfwd"}
+
+
+def layer(path: Path) -> int:
+    name = path.relative_to(ROOT).as_posix()
+    return next(number for prefix, number in LAYERS if name.startswith(prefix))
+
+
+def room(path: Path) -> str:
+    """The file's top folder in the package; a file at the top is a room of its own."""
+    return path.relative_to(ROOT).parts[0]
+
+
+def imported(path: Path) -> set[Path]:
+    """Files of the package that the file imports."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    files = set()
+    for name in names:
+        module = ROOT.parent.joinpath(*name.split("."))
+        files |= {f for f in (module.with_suffix(".py"), module / "__init__.py") if f in FILES}
+    return files - {ROOT / "__init__.py"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_imports_point_down(path):
+    for other in imported(path):
+        assert room(other) == room(path) or layer(other) < layer(path), f"{path} imports {other}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_no_autodiff_in_the_program(path):
+    tree = ast.parse(path.read_text())
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    used |= {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert not used & AUTODIFF
+
+
+def test_config_does_without_jax():
+    """config.py stays free of JAX, so that flags and errors need no backend."""
+    source = (ROOT / "config.py").read_text()
+    assert "jax" not in {
+        alias.name.split(".")[0]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
