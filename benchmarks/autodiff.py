@@ -51,9 +51,7 @@ def make_step(params, *, NH, V, dtype, learning_rate):
 
     def step(state, inputs, targets):
         params, opt_state = state
-        loss, grads = jax.value_and_grad(loss_fn)(
-            params, inputs, targets, NH=NH, V=V, dtype=dtype
-        )
+        loss, grads = jax.value_and_grad(loss_fn)(params, inputs, targets, NH=NH, V=V, dtype=dtype)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 

@@ -163,7 +163,8 @@ class TrainConfig:
         0, "save a checkpoint every N steps and at the end (-n)", minimum=0, may_change=True
     )
     resume: bool = option(
-        False, "continue the run in --output_dir; an empty directory starts a new one (-y)",
+        False,
+        "continue the run in --output_dir; an empty directory starts a new one (-y)",
         may_change=True,
     )
 

@@ -12,8 +12,14 @@ import jaxlib
 import numpy as np
 
 from llmc_jax import ffi, ops, program
-from llmc_jax.config import BadInput, ModelConfig, TrainConfig, canonical_model, model_config
-from llmc_jax.config import changes
+from llmc_jax.config import (
+    BadInput,
+    ModelConfig,
+    TrainConfig,
+    canonical_model,
+    changes,
+    model_config,
+)
 from llmc_jax.data.loader import TokenLoader
 from llmc_jax.data.tokenizer import EOT, tokenizer
 from llmc_jax.models import gpt2
@@ -221,10 +227,10 @@ def print_banner(cfg: TrainConfig, model: ModelConfig, names: dict[str, str], me
         f"device   {mesh.size} x {jax.devices()[0].device_kind} ({platform}), jax "
         f"{jax.__version__}; {ffi.status(platform)}\n"
         f"ops      {', '.join(f'{op} {name}' for op, name in names.items())}\n"
-        f"step     {cfg.total_batch_size:,} tokens: {A} micro-batches of {cfg.batch_size} x "
-        f"{cfg.sequence_length} on {mesh.size} device, {cfg.dtype}, recompute {cfg.recompute}\n"
-        f"schedule {cfg.max_steps} steps, {cfg.lr_schedule} from {cfg.learning_rate} after "
-        f"{cfg.warmup_steps} of warm-up to {cfg.learning_rate * cfg.final_lr_fraction:.3g}"
+        f"step     {cfg.total_batch_size:,} tokens ({mesh.size} devices x {A} micro-batches x "
+        f"{cfg.batch_size} x {cfg.sequence_length}), {cfg.dtype}, recompute {cfg.recompute}\n"
+        f"schedule {cfg.max_steps} steps, {cfg.lr_schedule} from {cfg.learning_rate} to "
+        f"{cfg.learning_rate * cfg.final_lr_fraction:.3g} after {cfg.warmup_steps} of warm-up"
     )
 
 
@@ -236,7 +242,10 @@ def finish(
     seconds: float,
 ) -> None:
     """Close the checkpoints, draw the picture, say where everything is."""
-    print(f"trained {cfg.max_steps - start} steps in {seconds:.0f} s")
+    if start == cfg.max_steps:
+        print(f"already trained to step {start}; nothing to do")
+    else:
+        print(f"trained {cfg.max_steps - start} steps in {seconds:.0f} s")
     if not run:
         return
     metrics = read_metrics(run.metrics)

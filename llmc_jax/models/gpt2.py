@@ -242,4 +242,3 @@ def _head(ops, params, residual3, cfg):
 def cast(params: Params, dtype) -> Params:
     """The parameters as the ops use them: matrices in `dtype`, vectors as they are."""
     return jax.tree.map(lambda p, matrix: p.astype(dtype) if matrix else p, params, MATRICES)
-

@@ -53,4 +53,3 @@ def uniform(rng: np.random.RandomState, size: int) -> np.ndarray:
     """float32 in [0, 1) from the low 24 bits of each 32-bit integer of the generator."""
     integers = np.frombuffer(rng.bytes(4 * size), "<u4")
     return (integers & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
-

@@ -25,7 +25,7 @@ class Case(NamedTuple):
     """One call of an op's forward and backward."""
 
     inputs: tuple[Spec, ...]
-    static: dict = {}
+    static: dict[str, float]
     dout: int | None = None  # input that is also the gradient of the output; None: random
 
     def differentiable(self) -> tuple[int, ...]:
@@ -60,43 +60,47 @@ def vector(*shape) -> Spec:
     return Spec("vector", shape)
 
 
-def _encoder(B, T, C, Vp, maxT):
-    return Case((Spec("tokens", (B, T), Vp), tensor(Vp, C), tensor(maxT, C)))
+def encoder(B, T, C, Vp, maxT):
+    return Case((Spec("tokens", (B, T), Vp), tensor(Vp, C), tensor(maxT, C)), {})
 
 
-def _layernorm(B, T, C):
+def layernorm(B, T, C):
     return Case((tensor(B, T, C), vector(C), vector(C)), dict(eps=1e-5))
 
 
-def _matmul(B, T, C, OC):
-    return Case((tensor(B, T, C), tensor(OC, C), vector(OC)))
+def matmul(B, T, C, OC):
+    return Case((tensor(B, T, C), tensor(OC, C), vector(OC)), {})
 
 
-def _attention(B, T, NH, HS):
+def gelu(B, T, C):
+    return Case((tensor(B, T, C),), {})
+
+
+def attention(B, T, NH, HS):
     return Case((tensor(B, T, 3 * NH * HS),), dict(NH=NH))
 
 
-def _classifier(B, T, C, V, Vp):
+def classifier(B, T, C, V, Vp):
     targets, dlosses = Spec("targets", (B, T), V), Spec("constant", (B, T))
     return Case((tensor(B, T, C), tensor(Vp, C), targets, dlosses), dict(V=V), dout=3)
 
 
 # op -> cases. Odd on purpose: T = 1, C not a multiple of 8, tiles not filled, a padded vocabulary.
 CASES = {
-    "encoder": (_encoder(2, 5, 12, 40, 8), _encoder(1, 1, 7, 11, 1), _encoder(4, 64, 32, 300, 64)),
-    "layernorm": (_layernorm(2, 5, 12), _layernorm(1, 1, 7), _layernorm(3, 33, 100)),
-    "matmul": (_matmul(2, 5, 12, 36), _matmul(1, 1, 7, 3), _matmul(2, 33, 48, 20)),
-    "gelu": (Case((tensor(2, 5, 12),)), Case((tensor(1, 1, 7),)), Case((tensor(3, 33, 100),))),
+    "encoder": (encoder(2, 5, 12, 40, 8), encoder(1, 1, 7, 11, 1), encoder(4, 64, 32, 300, 64)),
+    "layernorm": (layernorm(2, 5, 12), layernorm(1, 1, 7), layernorm(3, 33, 100)),
+    "matmul": (matmul(2, 5, 12, 36), matmul(1, 1, 7, 3), matmul(2, 33, 48, 20)),
+    "gelu": (gelu(2, 5, 12), gelu(1, 1, 7), gelu(3, 33, 100)),
     "attention": (
-        _attention(2, 5, 3, 4),
-        _attention(1, 1, 1, 7),
-        _attention(2, 64, 2, 16),
-        _attention(1, 65, 3, 16),
-        _attention(1, 200, 2, 24),
+        attention(2, 5, 3, 4),
+        attention(1, 1, 1, 7),
+        attention(2, 64, 2, 16),
+        attention(1, 65, 3, 16),
+        attention(1, 200, 2, 24),
     ),
     "classifier": (
-        _classifier(2, 5, 12, 60, 64),
-        _classifier(1, 1, 7, 11, 11),
-        _classifier(2, 6, 16, 50257, 50304),
+        classifier(2, 5, 12, 60, 64),
+        classifier(1, 1, 7, 11, 11),
+        classifier(2, 6, 16, 50257, 50304),
     ),
 }

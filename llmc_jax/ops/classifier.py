@@ -63,9 +63,7 @@ def native_forward(lnf, wte, targets, dlosses, *, V):
     z = logits(lnf, wte)
     results = jax.eval_shape(partial(forward, V=V), lnf, wte, targets, dlosses)
     aliases = {0: 1} if z.dtype == lnf.dtype else None
-    return run_kernel(
-        "llmc_classifier_forward", results, z, targets, dlosses, aliases=aliases, V=V
-    )
+    return run_kernel("llmc_classifier_forward", results, z, targets, dlosses, aliases=aliases, V=V)
 
 
 JNP = Op(forward, backward)

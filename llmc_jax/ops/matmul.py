@@ -13,9 +13,7 @@ def dot(a, b, contract: tuple[int, int]):
     their sums in float32.
     """
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    return lax.dot_general(
-        a, b, dimensions, preferred_element_type=accumulation_dtype(a.dtype)
-    )
+    return lax.dot_general(a, b, dimensions, preferred_element_type=accumulation_dtype(a.dtype))
 
 
 def rows(x):

@@ -45,9 +45,7 @@ class Checkpointer:
         """Write a checkpoint. Returns once the state is copied; writing goes on meanwhile."""
         self._manager.save(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)
-            ),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
         )
 
     def restore_run(self, step: int) -> dict:
@@ -70,4 +68,3 @@ class Checkpointer:
     def close(self) -> None:
         """Wait until everything saved is on disk."""
         self._manager.close()
-

@@ -14,12 +14,10 @@ class Logger:
     def __init__(self, run: RunDir | None, start: int):
         """start: the step the run begins at; lines of later steps, left by a run that died after
         its last checkpoint, are taken out."""
-        self._files = None
-        if run is None:
-            return
-        _cut(run.main_log, lambda line: _main_log_step(line), start)
-        _cut(run.metrics, lambda line: _metrics_step(line), start)
-        self._files = open(run.main_log, "a"), open(run.metrics, "a")
+        self._run = run
+        if run:
+            _cut(run.main_log, _main_log_step, start)
+            _cut(run.metrics, _metrics_step, start)
 
     def train(self, step: int, metrics: Metrics, step_time_s: float, step_tokens: int) -> None:
         """Log update number `step` (0-based); metrics as Python floats."""
@@ -40,14 +38,19 @@ class Logger:
         self._write(f"s:{step} tel:{loss:.4f}", step=step, val_loss=loss, tokens=step * step_tokens)
 
     def _write(self, line: str, **metrics) -> None:
-        if self._files:
-            for file, text in zip(self._files, (line, json.dumps(metrics)), strict=True):
-                print(text, file=file, flush=True)
+        if self._run:
+            _append(self._run.main_log, line)
+            _append(self._run.metrics, json.dumps(metrics))
 
 
 def read_metrics(path: Path) -> list[dict]:
     """The objects of a metrics.jsonl; none where it does not exist."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _append(path: Path, line: str) -> None:
+    with open(path, "a") as file:
+        file.write(line + "\n")
 
 
 def _cut(path: Path, step_of: Callable[[str], int], start: int) -> None:

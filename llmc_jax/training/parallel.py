@@ -37,9 +37,7 @@ def map_train_step(step: Callable, mesh: Mesh) -> Callable:
 
 def map_eval_step(step: Callable, mesh: Mesh) -> Callable:
     """step(params, inputs, targets) -> loss over the mesh; inputs and targets (B*D, T)."""
-    mapped = jax.shard_map(
-        step, mesh=mesh, in_specs=(REPLICATED, ROWS, ROWS), out_specs=REPLICATED
-    )
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(REPLICATED, ROWS, ROWS), out_specs=REPLICATED)
     return jax.jit(mapped)
 
 
@@ -59,9 +57,7 @@ def replicate(tree, mesh: Mesh):
 def replicated_like(tree, mesh: Mesh):
     """Shapes and dtypes of `tree` with the placement that `replicate` gives."""
     everywhere = NamedSharding(mesh, REPLICATED)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), tree)
 
 
 def split(batch, mesh: Mesh, spec: P):

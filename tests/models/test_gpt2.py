@@ -57,7 +57,9 @@ def test_recompute_and_kernels_change_nothing(spec, recompute):
     reference_loss, reference = jax.jit(loss_and_grads)(params, inputs, targets)
     np.testing.assert_allclose(loss, reference_loss, rtol=1e-6)
     for grad, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(reference), strict=True):
-        np.testing.assert_allclose(grad, wanted, rtol=2e-4, atol=2e-5 * float(jnp.abs(wanted).max()))
+        np.testing.assert_allclose(
+            grad, wanted, rtol=2e-4, atol=2e-5 * float(jnp.abs(wanted).max())
+        )
 
 
 def test_recompute_levels_keep_less():

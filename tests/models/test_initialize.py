@@ -1,6 +1,5 @@
 """Initial parameters are llm.c's (golden numbers), without PyTorch."""
 
-
 import numpy as np
 import pytest
 

@@ -8,9 +8,7 @@ import numpy as np
 from llmc_jax.config import BadInput
 from llmc_jax.data.tokenizer import tokenizer
 
-URL = (
-    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-)
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 VAL_TOKENS = 32768  # the first ones
 TIMEOUT_S = 60

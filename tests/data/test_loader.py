@@ -1,0 +1,85 @@
+"""The loader's order: every sequence once an epoch, the same whatever the batches are."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from llmc_jax.config import BadInput
+from llmc_jax.data.loader import TokenLoader
+from llmc_jax.data.permutation import permute
+from llmc_jax.data.tokens import write_shard
+
+T = 8
+
+
+@pytest.fixture
+def pattern(tmp_path):
+    """Three shards of uneven sizes, one too small for a sequence; every token is unique."""
+    starts = np.cumsum([0, 3 * T + 5, 4, 2 * T + 1])
+    for i, (start, end) in enumerate(itertools.pairwise(starts)):
+        write_shard(tmp_path / f"{i}.bin", np.arange(start, end))
+    return f"{tmp_path}/*.bin"
+
+
+def load(pattern, **options) -> TokenLoader:
+    return TokenLoader("train_data", pattern, T=T, V=1000, **options)
+
+
+def test_sequences_in_the_order_of_the_files(pattern):
+    inputs, targets = load(pattern).next(5)
+    assert inputs.shape == targets.shape == (5, T) and inputs.dtype == np.int32
+    assert inputs[:, 0].tolist() == [0, 8, 16, 33, 41]
+    assert np.array_equal(targets, inputs + 1)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_epoch_holds_every_sequence_once(pattern, shuffle):
+    loader = load(pattern, shuffle=shuffle, seed=3)
+    first, second = loader.next(5)[0][:, 0], loader.next(5)[0][:, 0]
+    assert sorted(first) == sorted(second) == [0, 8, 16, 33, 41]
+    if shuffle:
+        assert first.tolist() != second.tolist()  # each epoch has an order of its own
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_batches_do_not_depend_on_their_size(pattern, shuffle):
+    """Also across the end of an epoch, and from any position."""
+    whole = load(pattern, shuffle=shuffle).next(12)[0]
+    loader = load(pattern, shuffle=shuffle)
+    parts = [loader.next(count)[0] for count in (1, 4, 2, 5)]
+    assert np.array_equal(whole, np.concatenate(parts))
+    loader = load(pattern, shuffle=shuffle)
+    loader.position = 7
+    assert np.array_equal(whole[7:], loader.next(5)[0])
+
+
+def test_a_token_outside_the_vocabulary_is_named(tmp_path):
+    write_shard(tmp_path / "a.bin", np.full(100, 50257))
+    loader = TokenLoader("train_data", f"{tmp_path}/a.bin", T=T, V=50257)
+    with pytest.raises(BadInput, match=r"a\.bin has token 50257"):
+        loader.next(1)
+
+
+def test_too_little_text_is_refused(tmp_path):
+    write_shard(tmp_path / "a.bin", np.zeros(T))
+    with pytest.raises(BadInput, match="holds no sequence of 8 tokens and one more"):
+        load(f"{tmp_path}/a.bin")
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 17, 64, 1000])
+def test_permute_is_a_permutation(n):
+    orders = [permute(np.arange(n), n, 42, epoch) for epoch in (0, 1)]
+    assert all(sorted(order) == list(range(n)) for order in orders)
+    if n > 10:
+        assert not np.array_equal(*orders)
+        assert not np.array_equal(orders[0], permute(np.arange(n), n, 43, 0))
+    # an element is the same whether it is computed alone or not
+    assert permute(np.array([n - 1]), n, 42, 0) == orders[0][n - 1]
+
+
+def test_permute_spreads_neighbours():
+    """A shuffled order must not keep neighbours together: mean distance n/3, as for random ones."""
+    n = 10_000
+    distance = np.abs(np.diff(permute(np.arange(n), n, 42, 0))).mean()
+    assert 0.31 * n < distance < 0.36 * n

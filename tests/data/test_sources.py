@@ -1,0 +1,116 @@
+"""prepare: GPT-2's tokenizer without a network, exact sources, refusals."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+
+from llmc_jax import prepare
+from llmc_jax.config import BadInput
+from llmc_jax.data import tokenizer as module
+from llmc_jax.data.sources import pystdlib, tinyshakespeare
+from llmc_jax.data.tokenizer import EOT, tokenizer
+from llmc_jax.data.tokens import read_shard
+from llmc_jax.prepare import PrepareConfig
+from tests import golden
+
+
+def test_the_tokenizer_is_gpt2s():
+    encoding = tokenizer()
+    assert encoding.n_vocab == 50257 and encoding.eot_token == EOT
+    assert encoding.encode_ordinary("hello world, Grüße") == [
+        31373, 995, 11, 1902, 9116, 39683, 68,
+    ]  # fmt: skip
+    assert encoding.decode(encoding.encode_ordinary("def f(x):\n    return x")) == (
+        "def f(x):\n    return x"
+    )
+
+
+def test_a_wrong_vocabulary_file_is_refused(monkeypatch):
+    """tiktoken itself checks the files' SHA-256."""
+    monkeypatch.setattr(module, "VOCAB_BPE_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match="Hash mismatch"):
+        module._from_package()
+
+
+def test_pystdlib_is_python_and_its_manual_split_by_file():
+    train, val = pystdlib.documents()
+    assert (train, val) == pystdlib.documents()
+    assert len(train) > 300 and 0.01 < len(val) / len(train) < 0.15
+    assert not set(train) & {text for text in val if text}
+    text = "\n".join(train + val)
+    assert "class JSONDecoder" in text  # json/decoder.py
+    assert 'The "if" statement is used for conditional execution' in text.replace("\n", " ")
+
+
+def test_tinyshakespeare_is_tokenised_as_llm_c_does(tmp_path, monkeypatch):
+    """On the part of the text that the golden runs read: text from the tokens, and back."""
+    wanted = golden.tokens("train")[5:8000]
+    wanted = wanted[np.flatnonzero(wanted == EOT)[0] :]
+    wanted = wanted[: np.flatnonzero(wanted == EOT)[-1] + 1]
+    text = tokenizer().decode(wanted.tolist()).replace("<|endoftext|>", "").encode()
+    path = tmp_path / "input.txt"
+    path.write_bytes(text)
+    monkeypatch.setattr(tinyshakespeare, "SHA256", hashlib.sha256(text).hexdigest())
+    monkeypatch.setattr(tinyshakespeare, "VAL_TOKENS", 100)
+    train, val = tinyshakespeare.tokens(str(path))
+    assert np.array_equal(np.concatenate([val, train]), wanted) and len(val) == 100
+    path.write_bytes(text + b"\n")
+    with pytest.raises(BadInput, match="is not the Tiny Shakespeare"):
+        tinyshakespeare.tokens(str(path))
+
+
+@pytest.fixture
+def text_config(tmp_path):
+    (tmp_path / "a.txt").write_text("The first document. " * 50)
+    (tmp_path / "b.txt").write_text("And the second. " * 50)
+    return PrepareConfig(
+        source="text", input=f"{tmp_path}/*.txt", output_dir=f"{tmp_path}/out",
+        val_fraction=0.1, shard_tokens=100,
+    )  # fmt: skip
+
+
+def test_text_files_become_shards_that_read_back(text_config, tmp_path):
+    prepare.main(text_config)
+    parts = {
+        split: [read_shard(p) for p in sorted((tmp_path / "out").glob(f"text_{split}_*.bin"))]
+        for split in ("train", "val")
+    }
+    assert all(len(part) == 100 for part in parts["train"][:-1])
+    tokens = np.concatenate(parts["train"] + parts["val"])
+    assert len(np.concatenate(parts["val"])) == int(0.1 * len(tokens))
+    assert tokens[0] == EOT and (tokens == EOT).sum() == 2
+    text = tokenizer().decode(tokens.tolist())
+    assert text == "<|endoftext|>".join(["", "The first document. " * 50, "And the second. " * 50])
+
+
+def test_prepare_again_is_harmless_and_other_text_is_refused(text_config, tmp_path):
+    prepare.main(text_config)
+    before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    prepare.main(text_config)
+    (tmp_path / "a.txt").write_text("Something else. " * 50)
+    with pytest.raises(BadInput, match="holds other tokens than would be written"):
+        prepare.main(text_config)
+    assert before == {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"caf\xe9", r"c.txt is not UTF-8 \(byte 3\)"), (b"", "c.txt is empty")],
+)
+def test_unusable_text_is_named(text_config, tmp_path, content, message):
+    (tmp_path / "c.txt").write_bytes(content)
+    with pytest.raises(BadInput, match=message):
+        prepare.main(text_config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_input_is_named(text_config):
+    for source, input, message in (
+        ("text", "", "--source=text needs --input"),
+        ("text", "/nowhere/*.txt", "matches no file"),
+        ("tinyshakespeare", "/nowhere/a.txt", "cannot be read"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            prepare.main(dataclasses.replace(text_config, source=source, input=input))

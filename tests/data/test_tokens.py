@@ -1,0 +1,45 @@
+"""Shards are llm.c's, byte for byte, and a broken one is refused by name."""
+
+import struct
+
+import numpy as np
+import pytest
+
+from llmc_jax.config import BadInput
+from llmc_jax.data.tokens import find_shards, read_shard, write_shard
+
+
+def test_a_shard_is_llm_cs_header_and_uint16(tmp_path):
+    write_shard(tmp_path / "a.bin", np.array([1, 50256, 7]))
+    header = struct.pack("<256i", 20240520, 1, 3, *[0] * 253)
+    assert (tmp_path / "a.bin").read_bytes() == header + struct.pack("<3H", 1, 50256, 7)
+    assert read_shard(tmp_path / "a.bin").tolist() == [1, 50256, 7]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]  # nothing temporary is left
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (struct.pack("<256i", 20240520, 1, 3, *[0] * 253) + b"\0" * 4, "truncated"),
+        (struct.pack("<256i", 20240520, 1, 3, *[0] * 253) + b"\0" * 8, "too long"),
+        (struct.pack("<256i", 20240521, 1, 3, *[0] * 253) + b"\0" * 6, "not a token shard"),
+        (struct.pack("<256i", 20240520, 7, 3, *[0] * 253) + b"\0" * 6, "not a token shard"),
+        (b"too short", "not a token shard"),
+        (b"", "not a token shard"),
+    ],
+)
+def test_a_broken_shard_is_named(tmp_path, content, message):
+    (tmp_path / "a.bin").write_bytes(content)
+    with pytest.raises(BadInput, match=message) as error:
+        read_shard(tmp_path / "a.bin")
+    assert str(tmp_path / "a.bin") in str(error.value)
+
+
+def test_globs_are_sorted_and_must_match(tmp_path):
+    for name in ("b.bin", "a.bin"):
+        write_shard(tmp_path / name, np.zeros(4))
+    assert find_shards("train_data", f"{tmp_path}/*.bin") == [
+        f"{tmp_path}/a.bin", f"{tmp_path}/b.bin",
+    ]  # fmt: skip
+    with pytest.raises(BadInput, match=r"--train_data=.*matches no file"):
+        find_shards("train_data", f"{tmp_path}/*.txt")

@@ -1,0 +1,109 @@
+"""The command line as a user meets it: help, and bad input in one sentence.
+
+Each case runs the program as a process: exit status, no traceback, nothing written.
+"""
+
+import struct
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmc_jax.config import TrainConfig
+from llmc_jax.data.tokens import write_shard
+
+HEADER = struct.pack("<256i", 20240520, 1, 1000, *[0] * 253)
+
+
+def run(program: str, *flags: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"llmc_jax.{program}", *flags]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def bad_training_flags(folder) -> dict[str, tuple[list[str], str]]:
+    """name -> (flags after the good ones, a part of the sentence)."""
+    good = folder / "good.bin"
+    out = folder / "taken"
+    return {
+        "missing shard": (["--train_data=/nowhere.bin"], "--train_data=/nowhere.bin matches no"),
+        "empty glob": ([f"--val_data={folder}/*.none"], "matches no file"),
+        "no data": (["--train_data="], "--train_data is needed"),
+        "truncated": ([f"--train_data={folder}/short.bin"], "short.bin is truncated"),
+        "magic": ([f"--train_data={folder}/magic.bin"], "magic.bin is not a token shard"),
+        "token": ([f"--train_data={folder}/token.bin"], "token.bin has token 50257"),
+        "total": (["--total_batch_size=100"], "--total_batch_size=100 is not a multiple of the 32"),
+        "T": (["--sequence_length=1025"], "--sequence_length=1025 is longer than --model=d6"),
+        "model": (["--model=d7"], "--model=d7 is unknown; use one of d6, d12"),
+        "c5140": (["--model=gpt3:c5140"], "5140 channels do not divide into heads of 128"),
+        "flag": (["--no_such_flag=1"], "Unknown command line flag 'no_such_flag'"),
+        "value": (["--lr_schedule=cosin"], "value should be one of <cosine|linear|constant|wsd>"),
+        "number": (["--batch_size=0"], "flag --batch_size=0"),
+        "word": (["quickstart"], "'quickstart' is not a flag"),
+        "op": (["--ops=atention=ffi"], "there is no op 'atention'; the ops are encoder"),
+        "choice": (["--ops=matmul=ffi"], "matmul has no implementation 'ffi'; it has jnp"),
+        "output": ([f"--output_dir={out}"], "already holds a run; add --resume"),
+        "no output": (["--checkpoint_every=1"], "--checkpoint_every needs --output_dir"),
+        "unwritable": ([f"--output_dir={good}/run"], "cannot be made"),
+        "flagfile": (["--flagfile=/nowhere.flags"], "/nowhere.flags"),
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_shard(folder / "good.bin", np.arange(1000))
+    write_shard(folder / "token.bin", np.full(1000, 50257))
+    (folder / "short.bin").write_bytes(HEADER + bytes(100))
+    (folder / "magic.bin").write_bytes(bytes(3024))
+    (folder / "taken").mkdir()
+    (folder / "taken" / "main.log").write_text("s:0 tel:11.0000\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    """All cases, two processes at a time; and the files before and after."""
+    good = [
+        f"--train_data={folder}/good.bin", f"--val_data={folder}/good.bin", "--model=d6",
+        "--batch_size=2", "--sequence_length=16", "--val_every=0", "--max_steps=1",
+    ]  # fmt: skip
+    cases = bad_training_flags(folder)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with ThreadPoolExecutor(2) as pool:
+        done = pool.map(lambda case: run("train", *good, "--val_every=1", *case[0]), cases.values())
+        results = dict(zip(cases, done, strict=True))
+    after = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert before == after
+    return results
+
+
+@pytest.mark.parametrize("name", bad_training_flags(Path("/")))
+def test_bad_input_to_train(results, folder, name):
+    message = bad_training_flags(folder)[name][1]
+    result = results[name]
+    assert result.returncode in (1, 2), result.stderr
+    assert message in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "flags", "message"),
+    [
+        ("prepare", ["--source=text", "--input=/nowhere.txt"], "--input=/nowhere.txt matches no"),
+        ("prepare", ["--source=wiki"], "<pystdlib|tinyshakespeare|text>"),
+        ("generate", ["--run=/nowhere"], "--run=/nowhere has no checkpoints"),
+    ],
+)
+def test_bad_input_to_other_programs(program, flags, message):
+    result = run(program, *flags)
+    assert result.returncode in (1, 2)
+    assert message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_help_lists_every_flag_of_ours():
+    result = run("train", "--help")
+    for name in TrainConfig.__dataclass_fields__:
+        assert f"--{name}:" in result.stdout or f"--[no]{name}:" in result.stdout, name
+    assert "--batch_size: B: sequences in a micro-batch" in result.stdout

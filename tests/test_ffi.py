@@ -1,0 +1,139 @@
+"""The native path: what loads, what is refused, and that handlers neither crash nor hang."""
+
+import ctypes
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import llmc_jax
+from llmc_jax import ffi, ops
+from llmc_jax.config import BadInput
+from llmc_jax.ops import layernorm
+
+
+def library_path() -> Path:
+    paths = [Path(folder) / "libllmc_cpu.so" for folder in llmc_jax.__path__]
+    return next(path for path in paths if path.exists())
+
+
+def test_the_library_says_what_it_was_built_with():
+    assert ctypes.CDLL(str(library_path())).llmc_ffi_api_version() <= ffi._installed_api_version()
+
+
+def test_a_library_for_a_newer_ffi_is_refused_before_it_is_registered(monkeypatch):
+    monkeypatch.setattr(ffi, "_installed_api_version", lambda: 0)
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: pytest.fail("registered"))
+    reason = ffi.register(library_path(), "cpu")
+    assert "speaks 0.0" in reason and ffi.REBUILD in reason
+
+
+def test_a_file_that_is_no_library_is_refused(tmp_path):
+    (tmp_path / "libllmc_cpu.so").write_text("not a library")
+    assert "cannot be loaded" in ffi.register(tmp_path / "libllmc_cpu.so", "cpu")
+
+
+def test_without_a_library_auto_is_jnp_and_a_named_kernel_is_an_error(monkeypatch):
+    monkeypatch.setattr(ffi, "_load", lambda platform: "libllmc_cpu.so was not built")
+    assert set(ops.select("auto", "cpu")[1].values()) == {"jnp"}
+    with pytest.raises(BadInput, match=r"libllmc_cpu\.so was not built"):
+        ops.select("attention=ffi", "cpu")
+    with pytest.raises(BadInput, match="there are no kernels for tpu"):
+        monkeypatch.undo()
+        ops.select("ffi", "tpu")
+
+
+def test_select_reads_words_from_left_to_right():
+    _, names = ops.select("jnp,attention=ffi", "cpu")
+    assert names["attention"] == "ffi" and names["layernorm"] == "jnp"
+    _, names = ops.select("attention=jnp,ffi", "cpu")
+    assert names["attention"] == "ffi" and names["matmul"] == "jnp"
+    _, names = ops.select("auto", "cpu")
+    assert {op for op, name in names.items() if name == "ffi"} == set(ops.DEFAULTS["cpu"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("foo", "no op has an implementation 'foo'"),
+        ("attention=cudnn", "attention has no implementation 'cudnn'; it has jnp, ffi"),
+        ("attn=ffi", "there is no op 'attn'; the ops are encoder"),
+        ("attention=", "attention has no implementation ''"),
+    ],
+)
+def test_a_choice_that_does_not_exist_lists_what_does(spec, message):
+    with pytest.raises(BadInput, match=message):
+        ops.select(spec, "cpu")
+
+
+def test_the_chosen_kernel_is_what_runs():
+    """The compiled program calls the handler by its name, and only where it was chosen."""
+    x, w = jnp.ones((1, 4, 8)), jnp.ones(8)
+
+    def program(name):
+        forward = partial(ops.TABLE["layernorm"][name].forward, eps=1e-5)
+        return jax.jit(forward).lower(x, w, w).compile().as_text()
+
+    assert "llmc_layernorm_forward" in program("ffi")
+    assert "llmc_layernorm_forward" not in program("jnp")
+
+
+def test_many_calls_at_once_do_not_wait_for_each_other():
+    """Sixteen independent handlers that each use the pool: a blocking wait would hang here."""
+    forward = partial(ops.TABLE["layernorm"]["ffi"].forward, eps=1e-5)
+    rng = np.random.default_rng(0)
+    inputs = [jnp.asarray(rng.normal(size=(8, 64, 32)), jnp.float32) for _ in range(16)]
+    weight, bias = jnp.ones(32), jnp.zeros(32)
+
+    @jax.jit
+    def all_at_once(inputs):
+        return [forward(x, weight, bias)[0] for x in inputs]
+
+    for _ in range(20):
+        results = all_at_once(inputs)
+    for x, result in zip(inputs, results, strict=True):
+        expected, _ = layernorm.forward(x, weight, bias, eps=1e-5)
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("target", "results", "args", "static", "message"),
+    [
+        (
+            "llmc_layernorm_forward",
+            [((2, 3, 8), "f4"), ((2, 3), "f4"), ((2, 3), "f4")],
+            [np.ones((2, 3, 8), "f4"), np.ones(7, "f4"), np.ones(7, "f4")],
+            dict(eps=1e-5),
+            r"inp is \(2,3,8\) and weight \(7\)",
+        ),
+        (
+            "llmc_attention_forward",
+            [((1, 4, 8), "f4"), ((1, 3, 4), "f4")],
+            [np.ones((1, 4, 24), "f4")],
+            dict(NH=3),
+            r"qkv is \(1,4,24\) with 3 heads",
+        ),
+        (
+            "llmc_attention_forward",
+            [((1, 4, 8), "i4"), ((1, 2, 4), "f4")],
+            [np.ones((1, 4, 24), "i4")],
+            dict(NH=2),
+            "takes float32 or bfloat16",
+        ),
+        (
+            "llmc_classifier_forward",
+            [((1, 2), "f4"), ((2, 8), "f4")],
+            [np.ones((2, 8), "f4"), np.array([[1, 6]], "i4"), np.ones((1, 2), "f4")],
+            dict(V=6),
+            "target 6 of row 1 is not below V = 6",
+        ),
+    ],
+)
+def test_a_kernel_refuses_what_it_cannot_take(target, results, args, static, message):
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in results]
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message) as error:
+        jax.block_until_ready(ffi.call(target, shapes)(*args, **static))
+    assert "INVALID_ARGUMENT" in str(error.value) and target in str(error.value)

@@ -1,0 +1,220 @@
+"""A whole run of the tiny model: files, resume bit for bit, sampling, what the screen shows."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import pytest
+
+from llmc_jax import config, generate, train
+from llmc_jax.config import BadInput
+from llmc_jax.data import tokenizer as tokenizer_module
+from llmc_jax.training.run_dir import RunDir
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def tiny_model(monkeypatch):
+    """--model=tiny."""
+    monkeypatch.setitem(config.MODELS, "tiny", tiny.MODEL)
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    return tiny.config(**tiny.write_data(tmp_path), output_dir=f"{tmp_path}/run")
+
+
+def losses(run: RunDir) -> list[tuple]:
+    """What must be equal between runs: everything in metrics.jsonl but the clock."""
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [tuple(sorted((k, v) for k, v in m.items() if not k.endswith("_s"))) for m in lines]
+
+
+def test_a_run_learns_and_leaves_its_files(cfg, tmp_path, capsys):
+    train.main(
+        dataclasses.replace(cfg, batch_size=16, max_steps=90, val_every=30, checkpoint_every=45)
+    )
+    run = RunDir(tmp_path / "run")
+    metrics = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    val = [m["val_loss"] for m in metrics if "val_loss" in m]
+    assert [m["step"] for m in metrics if "val_loss" in m] == [0, 30, 60, 90]
+    assert val[0] == pytest.approx(4.5, abs=0.3)  # log(90): nothing learned yet
+    assert val[-1] < 2.5
+    assert run.picture.read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["00000045", "00000090"]
+    train_line = next(m for m in metrics if "train_loss" in m)
+    assert train_line.keys() == {
+        "step", "train_loss", "grad_norm", "learning_rate", "step_time_s", "tokens_per_s", "tokens",
+    }  # fmt: skip
+    assert train_line["tokens"] == 256 and train_line["step_time_s"] > 0
+    screen = capsys.readouterr().out
+    for path in (run.checkpoints / "00000090", run.main_log, run.picture):
+        assert str(path) in screen
+    assert f"--run={run.root}" in screen and "layernorm ffi" in screen
+
+
+def test_main_log_is_in_llm_cs_format(cfg, tmp_path):
+    train.main(cfg)
+    lines = (tmp_path / "run" / "main.log").read_text().splitlines()
+    kinds = [
+        "train" if re.fullmatch(r"s:\d+ trl:\d+\.\d{4} lr:\d\.\d{6} norm:\d+\.\d{2}", line)
+        else "val" if re.fullmatch(r"s:\d+ tel:\d+\.\d{4}", line) else line
+        for line in lines
+    ]  # fmt: skip
+    assert kinds == ["val", *["train"] * 3, "val", *["train"] * 3, "val"]
+    assert [line.split()[0] for line in lines if "tel" in line] == ["s:0", "s:3", "s:6"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(dtype="bfloat16", total_batch_size=64, ops="jnp"),
+        dict(shuffle=False, max_steps=8, val_every=0),
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(cfg, tmp_path, options):
+    """Bit for bit: losses, norms, rates and validation, across a checkpoint in the middle.
+
+    The interrupted run went on past its last checkpoint: what it logged there is taken back.
+    """
+    cfg = dataclasses.replace(cfg, checkpoint_every=4, **options)
+    train.main(cfg)
+    whole = RunDir(tmp_path / "run")
+    resumed = RunDir(tmp_path / "resumed")
+    shutil.copytree(whole.root, resumed.root)
+    for step in whole.checkpoints.iterdir():
+        if int(step.name) > 4:
+            shutil.rmtree(resumed.checkpoints / step.name)
+    train.main(dataclasses.replace(cfg, output_dir=str(resumed.root), resume=True))
+    assert losses(resumed) == losses(whole)
+    assert resumed.main_log.read_text() == whole.main_log.read_text()
+    assert sorted(p.name for p in resumed.checkpoints.iterdir()) == sorted(
+        p.name for p in whole.checkpoints.iterdir()
+    )
+
+
+def test_resume_of_a_finished_run_changes_nothing(cfg, tmp_path, capsys):
+    cfg = dataclasses.replace(cfg, checkpoint_every=6)
+    train.main(cfg)
+    before = losses(RunDir(tmp_path / "run"))
+    train.main(dataclasses.replace(cfg, resume=True))
+    assert losses(RunDir(tmp_path / "run")) == before
+    assert "already trained to step 6" in capsys.readouterr().out
+
+
+def test_resume_without_a_run_starts_one(cfg, tmp_path):
+    train.main(dataclasses.replace(cfg, resume=True))
+    assert len(losses(RunDir(tmp_path / "run"))) == 9
+
+
+def test_another_run_in_the_directory_is_left_alone(cfg, tmp_path):
+    train.main(cfg)
+    before = losses(RunDir(tmp_path / "run"))
+    with pytest.raises(BadInput, match=r"--output_dir=.* already holds a run; add --resume"):
+        train.main(dataclasses.replace(cfg, max_steps=3))
+    assert losses(RunDir(tmp_path / "run")) == before
+
+
+def test_a_resume_with_other_options_names_them(cfg, tmp_path):
+    cfg = dataclasses.replace(cfg, checkpoint_every=6)
+    train.main(cfg)
+    before = losses(RunDir(tmp_path / "run"))
+    other = dataclasses.replace(cfg, resume=True, learning_rate=5e-3, dtype="bfloat16")
+    with pytest.raises(BadInput) as error:
+        train.main(other)
+    assert "--learning_rate was 0.01 and is now 0.005" in str(error.value)
+    assert "--dtype was float32 and is now bfloat16" in str(error.value)
+    assert losses(RunDir(tmp_path / "run")) == before
+    # how often something is done is not what the run is
+    train.main(dataclasses.replace(cfg, resume=True, val_every=2, sample_every=0))
+
+
+def test_overfitting_a_single_batch(cfg, tmp_path):
+    train.main(dataclasses.replace(cfg, overfit_single_batch=True, max_steps=80, val_every=0))
+    values = [dict(m)["train_loss"] for m in losses(RunDir(tmp_path / "run"))]
+    assert values[-1] < 0.1 < values[0]
+
+
+def test_without_an_output_directory_nothing_is_written(cfg, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    train.main(dataclasses.replace(cfg, output_dir=""))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_max_steps_defaults_to_one_epoch(cfg, tmp_path):
+    train.main(dataclasses.replace(cfg, max_steps=-1, total_batch_size=640, val_every=0))
+    # 4000 and 2000 tokens: 249 + 124 sequences of 16, in steps of 40
+    assert len(losses(RunDir(tmp_path / "run"))) == 373 // 40
+
+
+class Letters:
+    """A tokenizer for the tiny vocabulary: one character a token."""
+
+    @staticmethod
+    def decode(tokens):
+        return "".join(chr(33 + token) for token in tokens)
+
+    @staticmethod
+    def encode_ordinary(text):
+        return [ord(letter) - 33 for letter in text]
+
+    @staticmethod
+    def decode_single_token_bytes(token):
+        return chr(33 + token).encode()
+
+
+@pytest.fixture
+def letters(monkeypatch):
+    for module in (train, generate):
+        monkeypatch.setattr(module, "tokenizer", Letters)
+        monkeypatch.setattr(module, "EOT", 0)
+    assert tokenizer_module.EOT == 50256
+
+
+def test_generate_continues_a_prompt(cfg, tmp_path, letters, capsys):
+    """The data mostly counts upwards, so a trained model does too; seeded, so twice the same."""
+    train.main(
+        dataclasses.replace(cfg, batch_size=16, max_steps=90, val_every=0, checkpoint_every=90)
+    )
+    capsys.readouterr()
+    options = generate.GenerateConfig(run=f"{tmp_path}/run", prompt="ABCDEF", tokens=8, top_k=1)
+    generate.main(options)
+    assert capsys.readouterr().out == "ABCDEFGHIJKLMN\n"
+    wild = dataclasses.replace(options, top_k=40, temperature=3.0)
+    texts = []
+    for seed in (1, 1, 2):
+        generate.main(dataclasses.replace(wild, seed=seed))
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_generation_goes_on_past_the_longest_sequence(cfg, tmp_path, letters, capsys):
+    train.main(dataclasses.replace(cfg, val_every=0, checkpoint_every=6))
+    capsys.readouterr()
+    generate.main(generate.GenerateConfig(run=f"{tmp_path}/run", prompt="AB", tokens=50, seed=4))
+    text = capsys.readouterr().out
+    assert text.startswith("AB") and len(text) > tiny.MODEL.maxT
+
+
+def test_training_samples_when_it_is_time(cfg, letters, capsys):
+    train.main(dataclasses.replace(cfg, sample_every=4, sample_tokens=5))
+    screen = capsys.readouterr().out
+    assert re.findall(r"sample at step (\d+)", screen) == ["4", "6"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(run=""), "--run is needed"),
+        (dict(run="/nowhere"), "--run=/nowhere has no checkpoints"),
+        (dict(step=3), "--step=3 was not saved; .* has 6"),
+        (dict(top_k=0), "--top_k=0 must be from 1 to 90"),
+        (dict(temperature=0.0), "--temperature must be above 0"),
+    ],
+)
+def test_generate_refuses(cfg, tmp_path, options, message):
+    train.main(dataclasses.replace(cfg, val_every=0, checkpoint_every=6))
+    with pytest.raises(BadInput, match=message):
+        generate.main(generate.GenerateConfig(**(dict(run=f"{tmp_path}/run") | options)))

@@ -1,0 +1,165 @@
+"""The training step: optimizer, clipping, accumulation, devices, memory."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from llmc_jax import ops
+from llmc_jax.models import gpt2
+from llmc_jax.models.initialize import initialize
+from llmc_jax.training import parallel
+from llmc_jax.training.step import init_state, train_step
+from tests import tiny
+
+T = 16
+
+
+def batch(A: int, B: int):
+    rows = tiny.tokens(A * B * (T + 1)).astype(np.int32).reshape(A, B, T + 1)
+    return rows[..., :-1], rows[..., 1:]
+
+
+def make_step(spec="jnp", **options):
+    """The mapped step and a fresh state on all devices."""
+    mesh = parallel.make_mesh()
+    cfg = tiny.config(max_steps=10, **options)
+    chosen, _ = ops.select(spec, "cpu")
+    step = partial(train_step, ops=chosen, model=tiny.MODEL, cfg=cfg)
+    state = init_state(parallel.replicate(initialize(tiny.MODEL, 42), mesh))
+    return parallel.map_train_step(step, mesh), state, mesh
+
+
+def run_steps(count=3, A=1, B=4, **options):
+    """(params, [metrics]) after `count` steps on one batch of A * B sequences."""
+    step, state, mesh = make_step(**options)
+    data = parallel.split(batch(A, B), mesh, parallel.MICRO_BATCHES)
+    metrics = []
+    for _ in range(count):
+        state, m = step(state, *data)
+        metrics.append(jax.device_get(m))
+    return jax.device_get(state.params), metrics
+
+
+def assert_trees_close(a, b, **tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, **tolerance)
+
+
+@pytest.mark.parametrize("grad_clip", [1.0, 0.0])
+def test_the_update_is_optaxs_adamw_with_clipping(grad_clip):
+    """Decay on matrices only, bias correction, clipping by the global norm: three steps.
+
+    A large epsilon, because the gradient of the keys' bias is 0 but for rounding, and Adam would
+    make whole steps of it.
+    """
+    options = dict(grad_clip=grad_clip, adam_eps=1e-3)
+    params, metrics = run_steps(**options)
+    cfg = tiny.config(max_steps=10, **options)
+    chosen, _ = ops.select("jnp", "cpu")
+    inputs, targets = (jnp.asarray(x[0]) for x in batch(1, 4))
+
+    def loss_fn(p):
+        dlosses = jnp.full(inputs.shape, 1 / inputs.size)
+        return jnp.mean(gpt2.forward(chosen, p, inputs, targets, dlosses, cfg=tiny.MODEL)[0])
+
+    rates = [1e-2 / 2, 1e-2, 1e-2]  # two steps of warm-up, then the top of the cosine
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity(),
+        optax.adamw(
+            lambda count: jnp.array(rates)[count], b1=cfg.adam_beta1, b2=cfg.adam_beta2,
+            eps=cfg.adam_eps, weight_decay=cfg.weight_decay, mask=gpt2.MATRICES,
+        ),
+    )  # fmt: skip
+    expected = jax.tree.map(jnp.asarray, initialize(tiny.MODEL, 42))
+    opt_state = optimizer.init(expected)
+    for m in metrics:
+        loss, grads = jax.value_and_grad(loss_fn)(expected)
+        np.testing.assert_allclose(m.loss, loss, rtol=1e-5)
+        np.testing.assert_allclose(m.grad_norm, optax.tree.norm(grads), rtol=1e-4)
+        updates, opt_state = optimizer.update(grads, opt_state, expected)
+        expected = optax.apply_updates(expected, updates)
+    assert metrics[0].grad_norm > 1  # else clipping was not tried
+    assert_trees_close(params, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_micro_batches_add_up_to_the_whole_batch(dtype):
+    """Same sequences in one micro-batch of 8 or in four of 2: same loss, same update."""
+    whole, m_whole = run_steps(A=1, B=8, dtype=dtype, adam_eps=1e-3)
+    parts, m_parts = run_steps(A=4, B=2, dtype=dtype, adam_eps=1e-3)
+    rtol = 1e-5 if dtype == "float32" else 5e-3
+    for a, b in zip(m_whole, m_parts, strict=True):
+        np.testing.assert_allclose(a.loss, b.loss, rtol=rtol)
+        np.testing.assert_allclose(a.grad_norm, b.grad_norm, rtol=10 * rtol)
+    assert_trees_close(whole, parts, rtol=100 * rtol, atol=rtol)
+
+
+def test_gradients_are_accumulated_in_float32():
+    """2^12 micro-steps in bfloat16 would stop growing; 64 of them already lose digits.
+
+    The same micro-batch 64 times must give the gradient norm of that batch alone.
+    """
+    step, state, mesh = make_step(dtype="bfloat16")
+    inputs, targets = batch(1, 2)
+    repeated = [np.repeat(x, 64, axis=0) for x in (inputs, targets)]
+    _, many = step(state, *parallel.split(repeated, mesh, parallel.MICRO_BATCHES))
+    step, state, mesh = make_step(dtype="bfloat16")
+    _, once = step(state, *parallel.split([inputs, targets], mesh, parallel.MICRO_BATCHES))
+    np.testing.assert_allclose(many.grad_norm, once.grad_norm, rtol=1e-5)
+    np.testing.assert_allclose(many.loss, once.loss, rtol=1e-5)
+
+
+def test_the_state_is_donated():
+    """Parameters and moments are updated in place: the program aliases all of them."""
+    step, state, mesh = make_step()
+    data = parallel.split(batch(1, 4), mesh, parallel.MICRO_BATCHES)
+    memory = step.lower(state, *data).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("spec", ["jnp", "ffi"])
+def test_bfloat16_stays_near_float32(spec):
+    _, exact = run_steps(spec=spec)
+    _, rounded = run_steps(spec=spec, dtype="bfloat16")
+    for a, b in zip(exact, rounded, strict=True):
+        np.testing.assert_allclose(a.loss, b.loss, rtol=2e-2)
+
+
+def test_fingerprint():
+    """Numbers of three steps of the tiny model. If this fails, the training maths has changed.
+
+    If that was meant, check tests/test_golden.py and put the new numbers here.
+    """
+    _, metrics = run_steps(spec="jnp")
+    np.testing.assert_allclose([m.loss for m in metrics], FINGERPRINT, rtol=1e-5)
+
+
+FINGERPRINT = [4.536535, 4.094717, 3.887121]
+
+
+PROGRAM = """
+import jax
+from tests.training.test_step import run_steps
+assert jax.device_count() == 2
+_, metrics = run_steps(A=2, B=4, spec="ffi")
+print(*(float(m.loss) for m in metrics), *(float(m.grad_norm) for m in metrics))
+"""
+
+
+def test_two_devices_give_what_one_gives():
+    """The same step mapped over two CPU devices, kernels included."""
+    _, metrics = run_steps(A=2, B=4, spec="ffi")
+    expected = [float(m.loss) for m in metrics] + [float(m.grad_norm) for m in metrics]
+    result = subprocess.run(
+        [sys.executable, "-c", "from llmc_jax import ffi; ffi.require('cpu')\n" + PROGRAM],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(list(map(float, result.stdout.split())), expected, rtol=1e-5)
