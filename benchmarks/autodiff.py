@@ -22,7 +22,7 @@ def attention(qkv, NH):
     return jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(B, T, C)
 
 
-def loss_fn(params, inputs, targets, *, NH, V, dtype):
+def loss_fn(params, inputs, targets, *, NH, dtype):
     """Mean cross-entropy; inputs, targets (B,T)."""
     params = jax.tree.map(lambda p: p.astype(dtype) if p.ndim >= 2 else p, params)
 
@@ -34,12 +34,11 @@ def loss_fn(params, inputs, targets, *, NH, V, dtype):
 
     x = params.wte[inputs] + params.wpe[: inputs.shape[1]]
     x, _ = jax.lax.scan(block, x, params.block)
-    logits = (layernorm(x, params.lnfw, params.lnfb) @ params.wte.T)[..., :V]
-    logits = logits.astype(jnp.float32)
+    logits = (layernorm(x, params.lnfw, params.lnfb) @ params.wte.T).astype(jnp.float32)
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
 
-def make_step(params, *, NH, V, dtype, learning_rate):
+def make_step(params, *, NH, dtype, learning_rate):
     """A jitted, donated step(state, inputs, targets) -> (state, loss), and its first state."""
     matrices = jax.tree.map(lambda p: p.ndim >= 2, params)._replace(
         block=jax.tree.map(lambda p: p.ndim >= 3, params.block)
@@ -51,7 +50,7 @@ def make_step(params, *, NH, V, dtype, learning_rate):
 
     def step(state, inputs, targets):
         params, opt_state = state
-        loss, grads = jax.value_and_grad(loss_fn)(params, inputs, targets, NH=NH, V=V, dtype=dtype)
+        loss, grads = jax.value_and_grad(loss_fn)(params, inputs, targets, NH=NH, dtype=dtype)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 

@@ -54,7 +54,7 @@ def plain():
     model = model_config(MODEL.value)
     params = jax.tree.map(jnp.asarray, initialize(model, 42))
     step, state = autodiff.make_step(
-        params, NH=model.NH, V=model.V, dtype=jnp.dtype(DTYPE.value), learning_rate=3e-4
+        params, NH=model.NH, dtype=jnp.dtype(DTYPE.value), learning_rate=3e-4
     )
     return step, state, lambda x: x
 
