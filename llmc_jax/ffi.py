@@ -1,8 +1,7 @@
 """Finds the kernel libraries, checks that they fit the installed jaxlib, and registers them.
 
-libllmc_cpu.so (and libllmc_cuda.so, where it was built) lie in the package's folder. Each
-exports its handlers as plain C symbols named llmc_<op>_<direction>, which are also the names
-XLA knows them by.
+A library lies in the package's folder and exports its handlers as plain C symbols named
+llmc_<op>_<direction>, which are also the names XLA knows them by.
 """
 
 import ctypes
@@ -20,7 +19,7 @@ from llmc_jax.config import BadInput
 REBUILD = "pip install --force-reinstall --no-deps -e ."
 
 # Platform name of jax.devices() -> its library and the name XLA registers handlers under.
-LIBRARIES = {"cpu": ("libllmc_cpu.so", "cpu"), "gpu": ("libllmc_cuda.so", "CUDA")}
+LIBRARIES = {"cpu": ("libllmc_cpu.so", "cpu")}
 
 HANDLERS = (
     "llmc_layernorm_forward",

@@ -33,16 +33,16 @@ def main(cfg: GenerateConfig) -> None:
     """Print the prompt and its continuation, token by token; stops at the end of the text."""
     mesh = parallel.make_mesh()
     chosen, _ = ops.select(cfg.ops, jax.default_backend())
-    checkpoints, step = _find(cfg)
-    saved = checkpoints.restore_run(step)
-    model = ModelConfig(**saved["model"])
-    if not 1 <= cfg.top_k <= model.V:
-        raise BadInput(f"--top_k={cfg.top_k} must be from 1 to {model.V}.")
-    if cfg.temperature == 0:
-        raise BadInput("--temperature must be above 0; --top_k=1 takes the likeliest token.")
-    like = parallel.replicated_like(gpt2.shapes(model), mesh)
-    params = checkpoints.restore_params(step, like)
-    checkpoints.close()
+    with Checkpointer(_folder(cfg)) as checkpoints:
+        step = _choose_step(cfg, checkpoints.steps())
+        saved = checkpoints.restore_run(step)
+        model = ModelConfig(**saved["model"])
+        if not 1 <= cfg.top_k <= model.V:
+            raise BadInput(f"--top_k={cfg.top_k} must be from 1 to {model.V}.")
+        if cfg.temperature == 0:
+            raise BadInput("--temperature must be above 0; --top_k=1 takes the likeliest token.")
+        like = parallel.replicated_like(gpt2.shapes(model), mesh)
+        params = checkpoints.restore_params(step, like)
     prompt = [EOT, *tokenizer().encode_ordinary(cfg.prompt)]
     sample = sampler.make_sampler(chosen, model, saved["config"]["dtype"])
     options = dict(seed=cfg.seed, temperature=cfg.temperature, top_k=cfg.top_k)
@@ -55,21 +55,24 @@ def main(cfg: GenerateConfig) -> None:
     print(text.decode(errors="replace"))
 
 
-def _find(cfg: GenerateConfig) -> tuple[Checkpointer, int]:
-    """The checkpoints of the run and the step to load. Raises BadInput where there are none."""
+def _folder(cfg: GenerateConfig) -> Path:
+    """The folder of the run's checkpoints."""
     if not cfg.run:
         raise BadInput("--run is needed: the --output_dir of a training run.")
     folder = RunDir(Path(cfg.run)).checkpoints
     if not folder.is_dir():
         raise BadInput(f"--run={cfg.run} has no checkpoints; train with --checkpoint_every.")
-    checkpoints = Checkpointer(folder)
-    steps = checkpoints.steps()
+    return folder
+
+
+def _choose_step(cfg: GenerateConfig, steps: list[int]) -> int:
+    """The step to load, of those that were saved."""
     if not steps:
         raise BadInput(f"--run={cfg.run} has no complete checkpoint yet.")
     step = steps[-1] if cfg.step == -1 else cfg.step
     if step not in steps:
         raise BadInput(f"--step={step} was not saved; {cfg.run} has {', '.join(map(str, steps))}.")
-    return checkpoints, step
+    return step
 
 
 def _write(text: bytes) -> bytes:

@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -36,19 +37,28 @@ from llmc_jax.training.step import TrainState, eval_step, init_state, train_step
 
 
 def main(cfg: TrainConfig) -> None:
-    """Train as `cfg` says, in llm.c's order: validate, sample, save, step."""
-    started = time.perf_counter()
+    """Check everything the user gave, then train, then say where the results are."""
     model = model_config(cfg.model)
     mesh = parallel.make_mesh()
     chosen, names = ops.select(cfg.ops, jax.default_backend())
-    train_data, val_data = open_data(cfg, model)
-    cfg = resolve(cfg, train_data, val_data, mesh.size)
+    data = open_data(cfg, model)
+    cfg = resolve(cfg, *data, mesh.size)
     run = open_run_dir(cfg.output_dir, resume=cfg.resume) if cfg.output_dir else None
-    checkpoints = Checkpointer(run.checkpoints) if run else None
-    start = resume_point(checkpoints, cfg)
-    print_banner(cfg, model, names, mesh)
-    state = make_state(model, cfg, checkpoints, start, mesh)
+    # Closing the checkpoints, whatever happens, waits for the one being written.
+    with Checkpointer(run.checkpoints) if run else nullcontext() as checkpoints:
+        start = resume_point(checkpoints, cfg)
+        print_banner(cfg, model, names, mesh)
+        train(cfg, model, mesh, chosen, names, data, run, checkpoints, start)
+    if run:
+        report_files(run, checkpoints)
+
+
+def train(cfg, model, mesh, chosen, names, data, run, checkpoints, start) -> None:
+    """The loop from step `start`, in llm.c's order: validate, sample, save, step."""
+    began = time.perf_counter()
+    train_data, val_data = data
     train_data.position = start * cfg.total_batch_size // cfg.sequence_length
+    state = make_state(model, cfg, checkpoints, start, mesh)
     step_options = dict(ops=chosen, model=model, cfg=cfg)
     update = compile_update(partial(train_step, **step_options), state, cfg, mesh)
     evaluate = parallel.map_eval_step(partial(eval_step, **step_options), mesh)
@@ -56,28 +66,32 @@ def main(cfg: TrainConfig) -> None:
     logger, progress = Logger(run, start), Progress(start, cfg.max_steps)
     report = Report(logger, progress, cfg.total_batch_size)
 
-    def at(every: int, step: int) -> bool:
-        """Whether something done every so many steps, and at the end, is due at `step`."""
-        return every > 0 and (step % every == 0 or step == cfg.max_steps)
+    def due(every: int, step: int) -> bool:
+        """Whether what is done every so many steps and at the end is due at `step`.
+
+        A resumed run did it before its checkpoint was written.
+        """
+        resumed_here = step == start and start > 0
+        return every > 0 and (step % every == 0 or step == cfg.max_steps) and not resumed_here
 
     for step in range(start, cfg.max_steps + 1):
-        # A checkpoint is written after the validation and the sample of its step.
-        if step > start or start == 0:
-            validate_now = at(cfg.val_every, step)
-            sample_now = at(cfg.sample_every, step) and step > 0
-            save_now = at(cfg.checkpoint_every, step) and step > 0
-            if validate_now or sample_now or save_now:
-                report.catch_up()
-            if validate_now:
-                loss = validate(evaluate, state, val_data, cfg, mesh)
-                logger.val(step, loss, cfg.total_batch_size)
-                progress.message(f"step {step:4d}/{cfg.max_steps} | validation loss {loss:.6f}")
-            if sample_now:
-                tokens = list(sample(state.params, [EOT], cfg.sample_tokens))
-                text = tokenizer().decode([t for t in tokens if t != EOT])
-                progress.message(f"sample at step {step}:\n---\n{text}\n---")
-            if save_now:
-                checkpoints.save(state, run_record(cfg, model, names, step), step)
+        validate_now = due(cfg.val_every, step)
+        sample_now = due(cfg.sample_every, step) and step > 0
+        save_now = due(cfg.checkpoint_every, step) and step > 0
+        pause = validate_now or sample_now or save_now
+        if pause:
+            report.catch_up()
+        if validate_now:
+            loss = validate(evaluate, state, val_data, cfg, mesh)
+            logger.val(step, loss, cfg.total_batch_size)
+            progress.message(f"step {step:4d}/{cfg.max_steps} | validation loss {loss:.6f}")
+        if sample_now:
+            tokens = list(sample(state.params, [EOT], cfg.sample_tokens))
+            text = tokenizer().decode([t for t in tokens if t != EOT])
+            progress.message(f"sample at step {step}:\n---\n{text}\n---")
+        if save_now:
+            checkpoints.save(state, run_record(cfg, model, names, step), step)
+        if pause:
             report.restart_clock()
         if step == cfg.max_steps:
             break
@@ -87,7 +101,10 @@ def main(cfg: TrainConfig) -> None:
         report.dispatched(step, metrics)
     report.catch_up()
     progress.close()
-    finish(cfg, run, checkpoints, start, time.perf_counter() - started)
+    if start == cfg.max_steps:
+        print(f"already trained to step {start}; nothing to do")
+    else:
+        print(f"trained {cfg.max_steps - start} steps in {time.perf_counter() - began:.0f} s")
 
 
 def open_data(cfg: TrainConfig, model: ModelConfig) -> tuple[TokenLoader, TokenLoader | None]:
@@ -234,23 +251,10 @@ def print_banner(cfg: TrainConfig, model: ModelConfig, names: dict[str, str], me
     )
 
 
-def finish(
-    cfg: TrainConfig,
-    run: RunDir | None,
-    checkpoints: Checkpointer | None,
-    start: int,
-    seconds: float,
-) -> None:
-    """Close the checkpoints, draw the picture, say where everything is."""
-    if start == cfg.max_steps:
-        print(f"already trained to step {start}; nothing to do")
-    else:
-        print(f"trained {cfg.max_steps - start} steps in {seconds:.0f} s")
-    if not run:
-        return
+def report_files(run: RunDir, checkpoints: Checkpointer) -> None:
+    """Draw the picture; say where everything is and what can be done with it."""
     metrics = read_metrics(run.metrics)
     plot_losses(metrics, run.picture)
-    checkpoints.close()
     val = [m["val_loss"] for m in metrics if "val_loss" in m]
     if val:
         print(f"validation loss {val[-1]:.4f}")

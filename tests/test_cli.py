@@ -15,6 +15,7 @@ import pytest
 from llmc_jax.config import TrainConfig
 from llmc_jax.data.tokens import write_shard
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 HEADER = struct.pack("<256i", 20240520, 1, 1000, *[0] * 253)
 
 
@@ -100,6 +101,13 @@ def test_bad_input_to_other_programs(program, flags, message):
     result = run(program, *flags)
     assert result.returncode in (1, 2)
     assert message in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.flags")), ids=lambda p: p.stem)
+def test_configs_are_made_of_known_flags(path):
+    """Every flag and value is accepted: what stops the run is the data that is not there."""
+    result = run("train", f"--flagfile={path}", "--train_data=/nowhere.bin")
+    assert result.returncode == 2 and "--train_data=/nowhere.bin matches no file" in result.stderr
 
 
 def test_help_lists_every_flag_of_ours():

@@ -16,7 +16,7 @@ STEP_DIGITS = 8
 
 
 class Checkpointer:
-    """Saves and restores the checkpoints in one folder."""
+    """Saves and restores the checkpoints in one folder; a context that ends with all on disk."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -65,6 +65,9 @@ class Checkpointer:
         )
         return self._manager.restore(step, args=ocp.args.Composite(state=part)).state["params"]
 
-    def close(self) -> None:
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *_) -> None:
         """Wait until everything saved is on disk."""
         self._manager.close()

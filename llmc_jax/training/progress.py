@@ -20,15 +20,18 @@ class Progress:
         self._last_line = -float("inf")
         self._bar = None
         if sys.stdout.isatty():
-            self._bar = tqdm(total=total, initial=start, file=sys.stdout, unit="step")
+            self._bar = tqdm(
+                total=total, initial=start, file=sys.stdout, unit="step", dynamic_ncols=True
+            )
 
     def step(self, step: int, metrics: Metrics, step_time_s: float, step_tokens: int) -> None:
         """Show update number `step` (0-based); metrics as Python floats."""
         rate = step_tokens / step_time_s
         self._rate = rate if self._rate is None else _smooth(self._rate, rate)
         if self._bar is not None:
+            text = f"loss {metrics.loss:.3f}, {self._rate:,.0f} tok/s"
+            self._bar.set_postfix_str(text, refresh=False)
             self._bar.update()
-            self._bar.set_postfix_str(f"loss {metrics.loss:.3f}, {self._rate:,.0f} tok/s")
         elif time.monotonic() - self._last_line >= LINE_EVERY_S or step + 1 == self._total:
             self._last_line = time.monotonic()
             print(
