@@ -45,7 +45,7 @@ def ours(spec: str):
     )  # fmt: skip
     chosen, _ = ops.select(spec, jax.default_backend())
     step = parallel.map_train_step(partial(train_step, ops=chosen, model=model, cfg=cfg), mesh)
-    state = init_state(parallel.replicate(initialize(model, 42), mesh))
+    state = parallel.replicate(init_state(initialize(model, 42)), mesh)
     return step, state, lambda x: x[None]
 
 

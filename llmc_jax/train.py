@@ -178,7 +178,7 @@ def make_state(
 ) -> TrainState:
     """The initial state, or that of checkpoint `start` if it is not 0."""
     if start == 0:
-        return init_state(parallel.replicate(initialize(model, cfg.seed), mesh))
+        return parallel.replicate(init_state(initialize(model, cfg.seed)), mesh)
     like = parallel.replicated_like(jax.eval_shape(init_state, gpt2.shapes(model)), mesh)
     state = checkpoints.restore_state(start, like)
     print(f"resuming {cfg.output_dir} at step {start}")

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -15,7 +16,9 @@ def plot_losses(metrics: list[dict], path: Path) -> None:
     val = [(m["step"], m["val_loss"]) for m in metrics if "val_loss" in m]
     figure, axes = plt.subplots(figsize=(8, 5), dpi=120)
     if train:
-        axes.plot(*zip(*train, strict=True), color="tab:blue", alpha=0.5, lw=1, label="training")
+        steps, losses = np.array(train).T
+        axes.plot(steps, losses, color="tab:blue", alpha=0.3, lw=1)
+        axes.plot(*_smooth(steps, losses), color="tab:blue", label="training, mean of neighbours")
     if val:
         label = f"validation, {val[-1][1]:.3f} at the end"
         axes.plot(*zip(*val, strict=True), color="tab:red", marker="o", ms=3, label=label)
@@ -27,3 +30,10 @@ def plot_losses(metrics: list[dict], path: Path) -> None:
     figure.savefig(temporary, format="png")
     plt.close(figure)
     os.replace(temporary, path)
+
+
+def _smooth(steps: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over windows of a twentieth of the steps."""
+    width = max(1, len(losses) // 20)
+    mean = np.ones(width) / width
+    return np.convolve(steps, mean, "valid"), np.convolve(losses, mean, "valid")

@@ -32,7 +32,7 @@ def make_step(spec="jnp", **options):
     cfg = tiny.config(max_steps=10, **options)
     chosen, _ = ops.select(spec, "cpu")
     step = partial(train_step, ops=chosen, model=tiny.MODEL, cfg=cfg)
-    state = init_state(parallel.replicate(initialize(tiny.MODEL, 42), mesh))
+    state = parallel.replicate(init_state(initialize(tiny.MODEL, 42)), mesh)
     return parallel.map_train_step(step, mesh), state, mesh
 
 
@@ -65,7 +65,9 @@ def test_the_update_is_optaxs_adamw_with_clipping(grad_clip):
     chosen, _ = ops.select("jnp", "cpu")
     inputs, targets = (jnp.asarray(x[0]) for x in batch(1, 4))
 
-    def loss_fn(p):
+    @jax.jit
+    @jax.value_and_grad
+    def loss_and_grads(p):
         dlosses = jnp.full(inputs.shape, 1 / inputs.size)
         return jnp.mean(gpt2.forward(chosen, p, inputs, targets, dlosses, cfg=tiny.MODEL)[0])
 
@@ -80,7 +82,7 @@ def test_the_update_is_optaxs_adamw_with_clipping(grad_clip):
     expected = jax.tree.map(jnp.asarray, initialize(tiny.MODEL, 42))
     opt_state = optimizer.init(expected)
     for m in metrics:
-        loss, grads = jax.value_and_grad(loss_fn)(expected)
+        loss, grads = loss_and_grads(expected)
         np.testing.assert_allclose(m.loss, loss, rtol=1e-5)
         np.testing.assert_allclose(m.grad_norm, optax.tree.norm(grads), rtol=1e-4)
         updates, opt_state = optimizer.update(grads, opt_state, expected)
