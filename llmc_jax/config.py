@@ -78,7 +78,7 @@ def model_config(descriptor: str) -> ModelConfig:
 
 def canonical_model(descriptor: str) -> str:
     """The one spelling of a descriptor: gpt2:d12 is d12."""
-    return descriptor.removeprefix("gpt2:")
+    return descriptor.removeprefix("gpt2:") if descriptor.startswith("gpt2:d") else descriptor
 
 
 def option(default, help: str, *, choices=None, minimum=None, may_change: bool = False):

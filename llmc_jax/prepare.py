@@ -37,7 +37,12 @@ def main(cfg: PrepareConfig) -> None:
     folder = Path(cfg.output_dir or f"data/{cfg.source}")
     shards = _shards(f"{cfg.source}_train", train, cfg) | _shards(f"{cfg.source}_val", val, cfg)
     _refuse_other_shards(folder, cfg.source, shards)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"--output_dir={folder} cannot be made: {error.strerror}; name another directory."
+        ) from error
     for name, part in shards.items():
         tokens.write_shard(folder / name, part)
         print(f"{folder / name}: {len(part):,} tokens")

@@ -33,6 +33,7 @@ def bad_training_flags(folder) -> dict[str, tuple[list[str], str]]:
         "empty glob": ([f"--val_data={folder}/*.none"], "matches no file"),
         "no data": (["--train_data="], "--train_data is needed"),
         "truncated": ([f"--train_data={folder}/short.bin"], "short.bin is truncated"),
+        "folder": ([f"--train_data={folder}"], "cannot be read: Is a directory"),
         "magic": ([f"--train_data={folder}/magic.bin"], "magic.bin is not a token shard"),
         "token": ([f"--train_data={folder}/token.bin"], "token.bin has token 50257"),
         "total": (["--total_batch_size=100"], "--total_batch_size=100 is not a multiple of the 32"),
@@ -94,6 +95,11 @@ def test_bad_input_to_train(results, folder, name):
     [
         ("prepare", ["--source=text", "--input=/nowhere.txt"], "--input=/nowhere.txt matches no"),
         ("prepare", ["--source=wiki"], "<pystdlib|tinyshakespeare|text>"),
+        (
+            "prepare",
+            ["--source=text", f"--input={__file__}", f"--output_dir={__file__}/out"],
+            "cannot be made",
+        ),
         ("generate", ["--run=/nowhere"], "--run=/nowhere has no checkpoints"),
     ],
 )

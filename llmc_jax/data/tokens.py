@@ -20,8 +20,11 @@ HEADER_BYTES = 4 * HEADER_INTS
 
 def read_shard(path: str | Path) -> np.ndarray:
     """The tokens of a shard, memory-mapped uint16. Raises BadInput where it is not a shard."""
-    size = os.path.getsize(path)
-    header = np.fromfile(path, "<i4", count=HEADER_INTS)
+    try:
+        size = os.path.getsize(path)
+        header = np.fromfile(path, "<i4", count=HEADER_INTS)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}.") from error
     if len(header) < HEADER_INTS or header[0] != MAGIC or header[1] != VERSION:
         raise BadInput(
             f"{path} is not a token shard (its header is not llm.c's {MAGIC}, version {VERSION}); "

@@ -1,0 +1,58 @@
+"""Model descriptors are llm.c's; options that define a run are told from those that do not."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from llmc_jax.config import MODELS, BadInput, TrainConfig, changes, model_config
+from llmc_jax.models import gpt2
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "parameters"),
+    [
+        ("d6", 30_357_504),
+        ("gpt2:d12", 124_475_904),
+        ("d24", 354_871_296),
+        ("d36", 774_090_240),
+        ("d48", 1_557_686_400),
+        ("gpt3:c768", 125_262_336),
+    ],
+)
+def test_models_have_llm_cs_sizes(descriptor, parameters):
+    model = model_config(descriptor)
+    assert model.num_parameters == parameters
+    assert sum(x.size for x in jax.tree.leaves(gpt2.shapes(model))) == parameters
+    assert model.maxT == (2048 if descriptor.startswith("gpt3") else 1024)
+
+
+def test_every_model_divides_into_its_heads():
+    names = [f"d{n}" for n in (6, 12, 24, 36, 48, 60, 72, 84)]
+    names += [f"gpt3:c{n}" for n in (384, 768, 1024, 1536, 2048, 2560, 4096, 12288)]
+    assert sorted(MODELS) == sorted(names)
+    for model in MODELS.values():
+        assert model.C % model.NH == 0 and model.Vp % 128 == 0 and model.Vp >= model.V
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "message"),
+    [
+        ("d7", "--model=d7 is unknown; use one of d6, d12"),
+        ("gpt3:c5140", "5140 channels do not divide into heads of 128"),
+        ("gpt2:gpt3:c768", "is unknown"),
+        ("c768", "is unknown"),
+        ("", "is unknown"),
+    ],
+)
+def test_impossible_models_are_refused_by_name(descriptor, message):
+    with pytest.raises(BadInput, match=message):
+        model_config(descriptor)
+
+
+def test_changes_names_what_defines_a_run_and_nothing_else():
+    cfg = TrainConfig()
+    saved = dataclasses.asdict(cfg)
+    assert changes(saved, cfg) == []
+    assert changes(saved, dataclasses.replace(cfg, val_every=7, output_dir="x", ops="jnp")) == []
+    assert changes(saved, dataclasses.replace(cfg, seed=1)) == ["--seed was 42 and is now 1"]
