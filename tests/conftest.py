@@ -1,6 +1,7 @@
 """Settings of all tests."""
 
 import jax
+import pytest
 
 from llmc_jax import ffi
 
@@ -8,3 +9,10 @@ from llmc_jax import ffi
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # The kernels are part of the install: without them the tests must fail, not pass over them.
 ffi.require("cpu")
+
+
+@pytest.fixture
+def use_isa():
+    """A function that lets the CPU kernels use one instruction set until the test ends."""
+    yield ffi.select_isa
+    ffi.select_isa("auto")

@@ -1,10 +1,10 @@
-// What the handlers of all platforms share: buffer aliases, the bfloat16 type, shape checks.
+// What the handlers of all platforms share: buffer aliases, shape and type checks.
 #pragma once
 
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <string>
-#include <utility>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -18,77 +18,81 @@ using S32 = ffi::Buffer<ffi::S32>;
 using Any = ffi::AnyBuffer;  // float32 or bfloat16
 using AnyOut = ffi::Result<Any>;
 
-// bfloat16 as XLA stores it: the upper half of a float.
-struct BF16 {
-  uint16_t bits;
-
-  static BF16 From(float value) {
-    uint32_t word;
-    __builtin_memcpy(&word, &value, sizeof word);
-    if ((word & 0x7fffffff) > 0x7f800000) return {static_cast<uint16_t>((word >> 16) | 0x40)};
-    word += 0x7fff + ((word >> 16) & 1);  // round to nearest, ties to even
-    return {static_cast<uint16_t>(word >> 16)};
-  }
-};
-
-inline float ToFloat(float value) { return value; }
-inline float ToFloat(BF16 value) {
-  uint32_t word = static_cast<uint32_t>(value.bits) << 16;
-  float result;
-  __builtin_memcpy(&result, &word, sizeof result);
-  return result;
-}
-inline void Store(float value, float* out) { *out = value; }
-inline void Store(float value, BF16* out) { *out = BF16::From(value); }
-
-template <typename T>
-const T* Data(const Any& buffer) {
-  return static_cast<const T*>(buffer.untyped_data());
-}
-template <typename T>
-T* Data(AnyOut& buffer) {
-  return static_cast<T*>(buffer->untyped_data());
-}
-
-inline ffi::Error InvalidArgument(const std::string& message) {
-  return ffi::Error(ffi::ErrorCode::kInvalidArgument, message);
-}
-
 inline std::string ShapeString(ffi::Span<const int64_t> shape) {
   std::string text = "(";
   for (size_t i = 0; i < shape.size(); ++i) text += (i ? "," : "") + std::to_string(shape[i]);
   return text + ")";
 }
 
-// Success if `shape` is `expected`; else an error that names the op, the buffer and both shapes.
-inline ffi::Error CheckShape(const char* op, const char* buffer, ffi::Span<const int64_t> shape,
-                             std::initializer_list<int64_t> expected) {
-  ffi::Span<const int64_t> wanted(expected.begin(), expected.size());
-  bool same = shape.size() == wanted.size();
-  for (size_t i = 0; same && i < wanted.size(); ++i) same = shape[i] == wanted[i];
-  if (same) return ffi::Error::Success();
-  return InvalidArgument(std::string(op) + ": " + buffer + " is " + ShapeString(shape) +
-                         ", expected " + ShapeString(wanted));
-}
-
-// Calls body(T{}) with T the C++ type of `dtype`: float or BF16.
-template <typename Body>
-ffi::Error WithFloatType(const char* op, ffi::DataType dtype, Body&& body) {
-  switch (dtype) {
+inline std::string TypeString(ffi::DataType type) {
+  switch (type) {
     case ffi::F32:
-      return body(float{});
+      return "float32";
     case ffi::BF16:
-      return body(BF16{});
+      return "bfloat16";
+    case ffi::F16:
+      return "float16";
+    case ffi::F64:
+      return "float64";
     default:
-      return InvalidArgument(std::string(op) + ": takes float32 or bfloat16, not XLA type " +
-                             std::to_string(static_cast<int>(dtype)));
+      return "XLA type " + std::to_string(static_cast<int>(type));
   }
 }
 
-}  // namespace llmc
+// Checks the buffers of one call of `op` and keeps the first thing that is wrong with them.
+class Checker {
+ public:
+  explicit Checker(const char* op) : op_(op) {}
 
-#define LLMC_RETURN_IF_ERROR(expression)                       \
-  do {                                                         \
-    ::xla::ffi::Error llmc_error = (expression);               \
-    if (llmc_error.failure()) return llmc_error;               \
-  } while (false)
+  // Size of dimension i of a buffer of `rank` dimensions, 0 after an error.
+  template <typename Buffer>
+  int64_t Size(const char* name, const Buffer& buffer, size_t rank, size_t i) {
+    auto shape = buffer.dimensions();
+    if (shape.size() == rank) return shape[i];
+    Fail(std::string(name) + " is " + ShapeString(shape) + ", expected " + std::to_string(rank) +
+         " dimensions");
+    return 0;
+  }
+
+  template <typename Buffer>
+  void Shape(const char* name, const Buffer& buffer, std::initializer_list<int64_t> expected) {
+    auto shape = buffer.dimensions();
+    ffi::Span<const int64_t> wanted(expected.begin(), expected.size());
+    bool same = shape.size() == wanted.size();
+    for (size_t i = 0; same && i < wanted.size(); ++i) same = shape[i] == wanted[i];
+    if (!same)
+      Fail(std::string(name) + " is " + ShapeString(shape) + ", expected " + ShapeString(wanted));
+  }
+
+  // That `buffer` is one of the types float32, bfloat16.
+  void FloatType(const char* name, const Any& buffer) {
+    auto type = buffer.element_type();
+    if (type != ffi::F32 && type != ffi::BF16)
+      Fail(std::string(name) + " is " + TypeString(type) + ", expected float32 or bfloat16");
+  }
+
+  void SameType(const char* name, const Any& buffer, const Any& other) {
+    if (buffer.element_type() != other.element_type())
+      Fail(std::string(name) + " is " + TypeString(buffer.element_type()) + ", expected " +
+           TypeString(other.element_type()));
+  }
+
+  void Require(bool condition, const std::string& otherwise) {
+    if (!condition) Fail(otherwise);
+  }
+
+  void Fail(const std::string& message) {
+    if (!message_) message_ = std::string(op_) + ": " + message;
+  }
+
+  bool ok() const { return !message_; }
+  ffi::Error error() const {
+    return ffi::Error(ffi::ErrorCode::kInvalidArgument, message_.value_or(""));
+  }
+
+ private:
+  const char* op_;
+  std::optional<std::string> message_;
+};
+
+}  // namespace llmc

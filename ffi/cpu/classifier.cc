@@ -1,83 +1,80 @@
-// classifier (llmc_jax/ops/classifier.py), from logits to losses and their gradient:
-//   losses = logsumexp(logits[:V]) - logits[target]
-//   dlogits = (softmax(logits[:V]) - onehot(target)) * dloss, 0 in the columns from V on
-// A row with target < 0 is ignored: loss and gradient 0. dlogits may be the logits' own memory:
-// each element is read before it is written. One thread takes a row.
-#include <vector>
-
-#include "common/buffer.h"
-#include "cpu/parallel.h"
-#include "cpu/rows.h"
+// Handlers of the classifier: see classifier.h.
+#include "cpu/handler.h"
 
 namespace llmc {
 namespace {
 
-// The gradient of one row, from its largest logit and the sum of the exponentials.
-void RowGradient(const float* logits, float max, float factor, int64_t V, float* dlogits) {
-  RowExp(logits, max, factor, V, dlogits);
-}
+struct Sizes {
+  int64_t B, T, C, V, Vp;
 
-void RowGradient(const float* logits, float max, float factor, int64_t V, BF16* dlogits) {
-  constexpr int64_t kChunk = 256;
-  float chunk[kChunk];
-  for (int64_t start = 0; start < V; start += kChunk) {
-    int64_t n = std::min(kChunk, V - start);
-    RowExp(logits + start, max, factor, n, chunk);
-    for (int64_t i = 0; i < n; ++i) Store(chunk[i], &dlogits[start + i]);
+  Sizes(Checker& check, const Any& lnf, const Any& wte, const S32& targets, int64_t V)
+      : B(check.Size("lnf", lnf, 3, 0)),
+        T(check.Size("lnf", lnf, 3, 1)),
+        C(check.Size("lnf", lnf, 3, 2)),
+        V(V),
+        Vp(check.Size("wte", wte, 2, 0)) {
+    check.Shape("wte", wte, {Vp, C});
+    check.Shape("targets", targets, {B, T});
+    check.Require(0 < V && V <= Vp,
+                  "V is " + std::to_string(V) + " and wte " + ShapeString(wte.dimensions()) +
+                      ", expected 0 < V <= Vp");
+    for (size_t n = 0; check.ok() && n < targets.element_count(); ++n)
+      check.Require(targets.typed_data()[n] < V,
+                    "target " + std::to_string(targets.typed_data()[n]) + " of row " +
+                        std::to_string(n) + " is not below V = " + std::to_string(V));
   }
+};
+
+ffi::Error ClassifierLosses(ffi::ThreadPool pool, Any lnf, Any wte, S32 targets, F32Out losses,
+                            int64_t V) {
+  Checker check("llmc_classifier_losses");
+  Sizes s(check, lnf, wte, targets, V);
+  check.Shape("losses", *losses, {s.B, s.T});
+  return RunOn(check, pool, lnf.element_type(), wte, [&](Threads& threads, auto t, auto w) {
+    using T = decltype(t);
+    using W = decltype(w);
+    On<T, W>().classifier(threads, s.B * s.T, s.C, s.V, s.Vp, In<T>(lnf), In<W>(wte),
+                          targets.typed_data(), nullptr, Out(losses), nullptr, nullptr);
+  });
 }
 
-template <typename T>
-void Row(const float* logits, int32_t target, float dloss, int64_t V, int64_t Vp, float* loss,
-         T* dlogits) {
-  if (target < 0) {
-    *loss = 0;
-    std::fill_n(dlogits, Vp, T{});
-    return;
-  }
-  float max = RowMax(logits, V);
-  float sum = RowSumExp(logits, max, V);
-  float target_logit = logits[target];
-  *loss = std::log(sum) + max - target_logit;
-  RowGradient(logits, max, dloss / sum, V, dlogits);
-  // Not by adding to the element just written: in bfloat16 that would round twice.
-  Store((Exp(target_logit - max) / sum - 1) * dloss, &dlogits[target]);
-  std::fill(dlogits + V, dlogits + Vp, T{});
-}
-
-ffi::Error ClassifierForward(ffi::ThreadPool pool, F32 logits, S32 targets, F32 dlosses,
-                             F32Out losses, AnyOut dlogits, int64_t V) {
-  int64_t N = targets.element_count(), Vp = logits.dimensions().back();
-  LLMC_RETURN_IF_ERROR(
-      CheckShape("llmc_classifier_forward", "logits", logits.dimensions(), {N, Vp}));
-  if (V > Vp)
-    return InvalidArgument("llmc_classifier_forward: V is " + std::to_string(V) +
-                           " and logits have " + std::to_string(Vp) + " columns");
-  for (int64_t row = 0; row < N; ++row)
-    if (targets.typed_data()[row] >= V)
-      return InvalidArgument("llmc_classifier_forward: target " +
-                             std::to_string(targets.typed_data()[row]) + " of row " +
-                             std::to_string(row) + " is not below V = " + std::to_string(V));
-  return WithFloatType("llmc_classifier_forward", dlogits->element_type(), [&](auto zero) {
-    using T = decltype(zero);
-    ParallelFor(pool, N, [&](int64_t row) {
-      Row(logits.typed_data() + row * Vp, targets.typed_data()[row], dlosses.typed_data()[row], V,
-          Vp, losses->typed_data() + row, Data<T>(dlogits) + row * Vp);
-    });
-    return ffi::Error::Success();
+ffi::Error ClassifierForward(ffi::ThreadPool pool, Any lnf, Any wte, S32 targets, F32 dlosses,
+                             F32Out losses, AnyOut dlnf, F32Out dwte, int64_t V) {
+  Checker check("llmc_classifier_forward");
+  Sizes s(check, lnf, wte, targets, V);
+  check.Shape("dlosses", dlosses, {s.B, s.T});
+  check.Shape("losses", *losses, {s.B, s.T});
+  check.SameType("dlnf", *dlnf, lnf);
+  return RunOn(check, pool, lnf.element_type(), wte, [&](Threads& threads, auto t, auto w) {
+    using T = decltype(t);
+    using W = decltype(w);
+    On<T, W>().classifier(threads, s.B * s.T, s.C, s.V, s.Vp, In<T>(lnf), In<W>(wte),
+                          targets.typed_data(), dlosses.typed_data(), Out(losses),
+                          Out<T>(dlnf), Out(dwte));
   });
 }
 
 }  // namespace
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_classifier_losses, ClassifierLosses,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Any>()  // lnf (B,T,C)
+                                  .Arg<Any>()  // wte (Vp,C)
+                                  .Arg<S32>()  // targets (B,T)
+                                  .Ret<F32>()  // losses (B,T)
+                                  .Attr<int64_t>("V"));
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_classifier_forward, ClassifierForward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<F32>()  // logits (B*T,Vp)
+                                  .Arg<Any>()  // lnf (B,T,C)
+                                  .Arg<Any>()  // wte (Vp,C)
                                   .Arg<S32>()  // targets (B,T)
                                   .Arg<F32>()  // dlosses (B,T)
                                   .Ret<F32>()  // losses (B,T)
-                                  .Ret<Any>()  // dlogits (B*T,Vp)
+                                  .Ret<Any>()  // dlnf (B,T,C)
+                                  .Ret<F32>()  // dwte (Vp,C)
                                   .Attr<int64_t>("V"));
 
 }  // namespace llmc

@@ -1,0 +1,62 @@
+// encoder (llmc_jax/ops/encoder.py): out[n] = wte[inp[n]] + wpe[n % T]; backward adds each row of
+// dout to its token's row of dwte. A task takes some of the columns of all rows, so that no two
+// tasks touch the same number and the order of the sums is the order of the tokens.
+#pragma once
+
+#include "cpu/gemm.h"
+
+namespace llmc::LLMC_ISA {
+
+template <typename T, typename W>
+void EncoderForward(Threads& threads, int64_t N, int64_t steps, int64_t C, const int32_t* inp,
+                    const W* wte, const W* wpe, T* out) {
+  constexpr int64_t kRows = 32;
+  ParallelFor(threads, CeilDiv(N, kRows), [&](int64_t block) {
+    for (int64_t n = block * kRows; n < Min(N, (block + 1) * kRows); ++n) {
+      const W *token = wte + inp[n] * C, *position = wpe + n % steps * C;
+      // the sum of what T holds of each, as if the tables had been stored as T
+      ForRow(
+          C,
+          [&](int64_t i) {
+            Store(out + n * C + i, Rounded<T>(Load(token + i)) + Rounded<T>(Load(position + i)));
+          },
+          [&](int64_t i, int64_t some) {
+            Vec sum = Rounded<T>(LoadSome(token + i, some)) +
+                      Rounded<T>(LoadSome(position + i, some));
+            StoreSome(out + n * C + i, sum, some);
+          });
+    }
+  });
+}
+
+template <typename T>
+void EncoderBackward(Threads& threads, int64_t B, int64_t steps, int64_t C, int64_t max_steps,
+                     const T* dout, const int32_t* inp, float* dwte, float* dwpe) {
+  constexpr int64_t kColumns = 128;
+  ParallelFor(threads, CeilDiv(C, kColumns), [&](int64_t block) {
+    const int64_t c = block * kColumns, columns = Min(kColumns, C - c);
+    for (int64_t t = 0; t < max_steps; ++t) {
+      float* position = dwpe + t * C + c;
+      for (int64_t i = 0; i < columns; ++i) position[i] = 0;
+    }
+    for (int64_t n = 0; n < B * steps; ++n) {
+      const T* row = dout + n * C + c;
+      float *token = dwte + inp[n] * C + c, *position = dwpe + n % steps * C + c;
+      ForRow(
+          columns,
+          [&](int64_t i) {
+            Vec d = Load(row + i);
+            Store(token + i, Load(token + i) + d);
+            Store(position + i, Load(position + i) + d);
+          },
+          [&](int64_t i, int64_t some) {
+            for (int64_t j = i; j < i + some; ++j) {
+              token[j] += ToFloat(row[j]);
+              position[j] += ToFloat(row[j]);
+            }
+          });
+    }
+  });
+}
+
+}  // namespace llmc::LLMC_ISA

@@ -1,0 +1,3 @@
+#define LLMC_ISA avx2
+#define LLMC_KERNELS kAvx2Kernels
+#include "cpu/isa.inc"

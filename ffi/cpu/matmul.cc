@@ -1,0 +1,144 @@
+// Handlers of matmul and mlp: see matmul.h.
+#include "cpu/handler.h"
+
+namespace llmc {
+namespace {
+
+ffi::Error MatmulForward(ffi::ThreadPool pool, Any inp, Any weight, F32 bias, AnyOut out) {
+  Checker check("llmc_matmul_forward");
+  int64_t B = check.Size("inp", inp, 3, 0), T_ = check.Size("inp", inp, 3, 1);
+  int64_t C = check.Size("inp", inp, 3, 2), OC = check.Size("weight", weight, 2, 0);
+  check.Shape("weight", weight, {OC, C});
+  check.Shape("bias", bias, {OC});
+  check.Shape("out", *out, {B, T_, OC});
+  check.SameType("out", *out, inp);
+  return RunOn(check, pool, inp.element_type(), weight, [&](Threads& threads, auto t, auto w) {
+    using T = decltype(t);
+    using W = decltype(w);
+    On<T, W>().matmul_forward(threads, B * T_, C, OC, In<T>(inp), In<W>(weight),
+                              bias.typed_data(), Out<T>(out));
+  });
+}
+
+ffi::Error MatmulBackward(ffi::ThreadPool pool, Any dout, Any inp, Any weight, F32 /*bias*/,
+                          AnyOut dinp, F32Out dweight, F32Out dbias) {
+  Checker check("llmc_matmul_backward");
+  int64_t B = check.Size("inp", inp, 3, 0), T_ = check.Size("inp", inp, 3, 1);
+  int64_t C = check.Size("inp", inp, 3, 2), OC = check.Size("weight", weight, 2, 0);
+  check.Shape("dout", dout, {B, T_, OC});
+  check.Shape("weight", weight, {OC, C});
+  check.SameType("dout", dout, inp);
+  return RunOn(check, pool, inp.element_type(), weight, [&](Threads& threads, auto t, auto w) {
+    using T = decltype(t);
+    using W = decltype(w);
+    On<T, W>().matmul_backward(threads, B * T_, C, OC, In<T>(dout), In<T>(inp), In<W>(weight),
+                               Out<T>(dinp), Out(dweight), Out(dbias));
+  });
+}
+
+// The sizes of a call of mlp: inp (B,T,C), fcw (H,C), fcprojw (C,H).
+struct MlpSizes {
+  int64_t B, T, C, H;
+
+  MlpSizes(Checker& check, const Any& inp, const Any& fcw, const F32& fcb, const Any& fcprojw,
+           const F32& fcprojb)
+      : B(check.Size("inp", inp, 3, 0)),
+        T(check.Size("inp", inp, 3, 1)),
+        C(check.Size("inp", inp, 3, 2)),
+        H(check.Size("fcw", fcw, 2, 0)) {
+    check.Shape("fcw", fcw, {H, C});
+    check.Shape("fcb", fcb, {H});
+    check.Shape("fcprojw", fcprojw, {C, H});
+    check.Shape("fcprojb", fcprojb, {C});
+    check.SameType("fcprojw", fcprojw, fcw);
+  }
+};
+
+ffi::Error MlpForward(ffi::ThreadPool pool, Any inp, Any fcw, F32 fcb, Any fcprojw, F32 fcprojb,
+                      AnyOut out, AnyOut fch, AnyOut fch_gelu) {
+  Checker check("llmc_mlp_forward");
+  MlpSizes s(check, inp, fcw, fcb, fcprojw, fcprojb);
+  check.Shape("fch", *fch, {s.B, s.T, s.H});
+  check.Shape("fch_gelu", *fch_gelu, {s.B, s.T, s.H});
+  return RunOn(check, pool, inp.element_type(), fcw, [&](Threads& threads, auto t, auto w) {
+    using T = decltype(t);
+    using W = decltype(w);
+    On<T, W>().mlp_forward(threads, s.B * s.T, s.C, s.H, In<T>(inp), In<W>(fcw), fcb.typed_data(),
+                           In<W>(fcprojw), fcprojb.typed_data(), Out<T>(out), Out<T>(fch),
+                           Out<T>(fch_gelu));
+  });
+}
+
+ffi::Error MlpBackward(ffi::ThreadPool pool, Any fch, Any dout, Any inp, Any fcw, F32 fcb,
+                       Any fcprojw, F32 fcprojb, AnyOut dinp, F32Out dfcw, F32Out dfcb,
+                       F32Out dfcprojw, F32Out dfcprojb, AnyOut fch_gelu, AnyOut dfch) {
+  Checker check("llmc_mlp_backward");
+  MlpSizes s(check, inp, fcw, fcb, fcprojw, fcprojb);
+  check.Shape("fch", fch, {s.B, s.T, s.H});
+  check.Shape("dout", dout, {s.B, s.T, s.C});
+  check.Shape("fch_gelu", *fch_gelu, {s.B, s.T, s.H});
+  check.Shape("dfch", *dfch, {s.B, s.T, s.H});
+  check.SameType("fch", fch, inp);
+  check.SameType("dout", dout, inp);
+  return RunOn(check, pool, inp.element_type(), fcw, [&](Threads& threads, auto t, auto w) {
+    using T = decltype(t);
+    using W = decltype(w);
+    On<T, W>().mlp_backward(threads, s.B * s.T, s.C, s.H, In<T>(fch), In<T>(dout), In<T>(inp),
+                            In<W>(fcw), In<W>(fcprojw), Out<T>(dinp), Out(dfcw),
+                            Out(dfcb), Out(dfcprojw), Out(dfcprojb),
+                            Out<T>(fch_gelu), Out<T>(dfch));
+  });
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_matmul_forward, MatmulForward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Any>()   // inp (B,T,C)
+                                  .Arg<Any>()   // weight (OC,C)
+                                  .Arg<F32>()   // bias (OC)
+                                  .Ret<Any>());  // out (B,T,OC)
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_matmul_backward, MatmulBackward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Any>()   // dout (B,T,OC)
+                                  .Arg<Any>()   // inp (B,T,C)
+                                  .Arg<Any>()   // weight (OC,C)
+                                  .Arg<F32>()   // bias (OC)
+                                  .Ret<Any>()   // dinp (B,T,C)
+                                  .Ret<F32>()   // dweight (OC,C)
+                                  .Ret<F32>());  // dbias (OC)
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_mlp_forward, MlpForward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Any>()   // inp (B,T,C)
+                                  .Arg<Any>()   // fcw (H,C)
+                                  .Arg<F32>()   // fcb (H)
+                                  .Arg<Any>()   // fcprojw (C,H)
+                                  .Arg<F32>()   // fcprojb (C)
+                                  .Ret<Any>()   // out (B,T,C)
+                                  .Ret<Any>()   // fch (B,T,H)
+                                  .Ret<Any>());  // fch_gelu (B,T,H)
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_mlp_backward, MlpBackward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Any>()   // fch (B,T,H)
+                                  .Arg<Any>()   // dout (B,T,C)
+                                  .Arg<Any>()   // inp (B,T,C)
+                                  .Arg<Any>()   // fcw (H,C)
+                                  .Arg<F32>()   // fcb (H)
+                                  .Arg<Any>()   // fcprojw (C,H)
+                                  .Arg<F32>()   // fcprojb (C)
+                                  .Ret<Any>()   // dinp (B,T,C)
+                                  .Ret<F32>()   // dfcw (H,C)
+                                  .Ret<F32>()   // dfcb (H)
+                                  .Ret<F32>()   // dfcprojw (C,H)
+                                  .Ret<F32>()   // dfcprojb (C)
+                                  .Ret<Any>()   // fch_gelu (B,T,H), for use in between
+                                  .Ret<Any>());  // dfch (B,T,H), for use in between
+
+}  // namespace llmc

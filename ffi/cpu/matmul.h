@@ -1,0 +1,167 @@
+// matmul and mlp (llmc_jax/ops/matmul.py, mlp.py). The linear layer:
+//   out = inp weight^T + bias
+//   dinp = dout weight, dweight = dout^T inp, dbias = sum(dout) over the rows
+// and two of them with a GELU between (Hendrycks & Gimpel 2016, in its tanh form), which is
+// applied to each tile of the first product and differentiated in each tile of the second's
+// backward, where gelu(fch) comes for nothing and so need not have been kept.
+// T is the type of activations, W that of the weights: T, or float, rounded to T as it is packed
+// where the machine makes products in bfloat16, and used as it is where it makes them in float. N rows of inp, C channels in, OC out.
+#pragma once
+
+#include "cpu/gemm.h"
+
+namespace llmc::LLMC_ISA {
+
+// Calls each(row, column, v, n) for the vectors of a tile, n of whose elements exist.
+template <typename Each>
+void ForTile(const Tile& tile, const Each& each) {
+  for (int64_t r = 0; r < tile.rows; ++r)
+    for (int64_t c = 0; c < tile.columns; c += kLanes)
+      each(tile.row + r, tile.column + c, Load(tile.data + r * tile.ld + c),
+           Min<int64_t>(kLanes, tile.columns - c));
+}
+
+// The elements of a tile of a row-major tensor (..., columns), laid out as tile.data is.
+//
+// An epilogue that reads one tensor and writes another reads through this, all of the tile before
+// it writes any: where rows are a multiple of 4 KiB apart, a load that follows a store to the same
+// place of another page waits for it, and took 160 cycles a vector.
+template <typename T, typename P = typename PanelsOf<T>::Type>
+class TileOf {
+ public:
+  TileOf(const Tile& tile, const T* data, int64_t columns) : tile_(tile) {
+    ForTile(tile, [&](int64_t row, int64_t column, Vec, int64_t some) {
+      Store(At(row, column), LoadUpTo(data + row * columns + column, some));
+    });
+  }
+  Vec Get(int64_t row, int64_t column) { return Load(At(row, column)); }
+
+ private:
+  float* At(int64_t row, int64_t column) {
+    return elements_ + (row - tile_.row) * tile_.ld + (column - tile_.column);
+  }
+
+  const Tile& tile_;
+  alignas(64) float elements_[P::kMR * P::kNR];
+};
+
+template <typename T>
+Operand<T> Rows(const T* data, int64_t columns) {  // (row, k) in row-major order
+  return {data, columns, 1};
+}
+template <typename T>
+Operand<T> Columns(const T* data, int64_t columns) {  // its transpose
+  return {data, 1, columns};
+}
+
+// dbias = sum of the rows of dout (N,OC): each block's sums, then the sum over the blocks
+template <typename T>
+void BiasGradient(Threads& threads, int64_t N, int64_t OC, const T* dout, float* dbias) {
+  constexpr int64_t kRows = 128;
+  const int64_t padded = RoundUp(OC, kLanes), blocks = CeilDiv(N, kRows);
+  SharedScratch<float> scratch(blocks * padded);
+  float* partial = scratch.data();
+  ParallelFor(threads, blocks, [&](int64_t block) {
+    float* sum = partial + block * padded;
+    __builtin_memset(sum, 0, padded * sizeof(float));
+    for (int64_t n = block * kRows; n < Min(N, (block + 1) * kRows); ++n)
+      for (int64_t i = 0; i < OC; i += kLanes)
+        Store(sum + i,
+              Load(sum + i) + LoadUpTo(dout + n * OC + i, Min<int64_t>(kLanes, OC - i)));
+  });
+  for (int64_t i = 0; i < OC; ++i) {
+    float sum = 0;
+    for (int64_t block = 0; block < blocks; ++block) sum += partial[block * padded + i];
+    dbias[i] = sum;
+  }
+}
+
+template <typename T, typename W>
+void MatmulForward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* inp,
+                   const W* weight, const float* bias, T* out) {
+  Gemm<T>(threads, N, OC, C, Rows(inp, C), Rows(weight, C), [&](const Tile& tile) {
+    ForTile(tile, [&](int64_t n, int64_t oc, Vec v, int64_t some) {
+      StreamUpTo(out + n * OC + oc, v + LoadUpTo(bias + oc, some), some);
+    });
+    StreamFence();
+  });
+}
+
+// dweight (OC,C) = dout (N,OC)^T inp (N,C)
+template <typename T>
+void WeightGradient(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* dout,
+                    const T* inp, float* dweight) {
+  Gemm<T>(threads, OC, C, N, Columns(dout, OC), Columns(inp, C), [&](const Tile& tile) {
+    ForTile(tile, [&](int64_t oc, int64_t c, Vec v, int64_t some) {
+      StreamUpTo(dweight + oc * C + c, v, some);
+    });
+    StreamFence();
+  });
+}
+
+template <typename T, typename W>
+void MatmulBackward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* dout,
+                    const T* inp, const W* weight, T* dinp, float* dweight, float* dbias) {
+  BiasGradient(threads, N, OC, dout, dbias);
+  WeightGradient(threads, N, C, OC, dout, inp, dweight);
+  Gemm<T>(threads, N, C, OC, Rows(dout, OC), Columns(weight, C), [&](const Tile& tile) {
+    ForTile(tile, [&](int64_t n, int64_t c, Vec v, int64_t some) {
+      StreamUpTo(dinp + n * C + c, v, some);
+    });
+    StreamFence();
+  });
+}
+
+// gelu(x) = x s, s = 1 / (1 + e^(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3): x/2 (1 + tanh u)
+constexpr float kGeluScale = 0.7978845608f, kGeluCubic = 0.044715f;
+
+inline Vec GeluSigmoid(Vec x) {
+  Vec u = kGeluScale * (x + kGeluCubic * x * x * x);
+  return 1.f / (1.f + Exp(-2.f * u));
+}
+
+// Gelu' = s + x s (1 - s) 2 u', given s
+inline Vec GeluSlope(Vec x, Vec s) {
+  Vec du = kGeluScale * (1.f + 3.f * kGeluCubic * x * x);
+  return s + 2.f * x * s * (1.f - s) * du;
+}
+
+// fch (N,H) = inp fcw^T + fcb, fch_gelu (N,H) = gelu(fch), out (N,C) = fch_gelu fcprojw^T + fcprojb
+template <typename T, typename W>
+void MlpForward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* inp, const W* fcw,
+                const float* fcb, const W* fcprojw, const float* fcprojb, T* out, T* fch,
+                T* fch_gelu) {
+  Gemm<T>(threads, N, H, C, Rows(inp, C), Rows(fcw, C), [&](const Tile& tile) {
+    ForTile(tile, [&](int64_t n, int64_t h, Vec v, int64_t some) {
+      Vec x = Rounded<T>(v + LoadUpTo(fcb + h, some));
+      StreamUpTo(fch + n * H + h, x, some);
+      StreamUpTo(fch_gelu + n * H + h, x * GeluSigmoid(x), some);
+    });
+    StreamFence();
+  });
+  MatmulForward(threads, N, H, C, fch_gelu, fcprojw, fcprojb, out);
+}
+
+// fch_gelu and dfch (N,H) are for use in between.
+template <typename T, typename W>
+void MlpBackward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* fch, const T* dout,
+                 const T* inp, const W* fcw, const W* fcprojw, T* dinp, float* dfcw, float* dfcb,
+                 float* dfcprojw, float* dfcprojb, T* fch_gelu, T* dfch) {
+  Gemm<T>(
+      threads, N, H, C, Rows(dout, C), Columns(fcprojw, H),
+      [&](const Tile& tile) {
+        TileOf<T> fch_tile(tile, fch, H);
+        ForTile(tile, [&](int64_t n, int64_t h, Vec dgelu, int64_t some) {
+          Vec x = fch_tile.Get(n, h), s = GeluSigmoid(x);
+          StreamUpTo(fch_gelu + n * H + h, x * s, some);
+          StreamUpTo(dfch + n * H + h, dgelu * GeluSlope(x, s), some);
+        });
+        StreamFence();
+      },
+      [&](const Tile& tile) { FetchTile(tile, fch, H); });
+  BiasGradient(threads, N, C, dout, dfcprojb);
+  WeightGradient(threads, N, H, C, dout, fch_gelu, dfcprojw);
+  MatmulBackward(threads, N, C, H, dfch, inp, fcw, dinp, dfcw, dfcb);
+}
+
+}  // namespace llmc::LLMC_ISA

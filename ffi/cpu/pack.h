@@ -1,0 +1,132 @@
+// Panels: the order in which the inner loops of matmul.h read their operands.
+//
+// An operand is a matrix of `rows` rows along the product's outer dimension by K along its inner
+// one, in memory in either order. It is cut into panels of R rows, and a panel is a sequence of
+// words of 32 bits: a float, or a pair of bfloat16 that are neighbours along K. Words along K are
+// called steps. Rows and steps that the matrix does not have are 0.
+#pragma once
+
+#include "cpu/vec.h"
+
+namespace llmc::LLMC_ISA {
+
+// Where element (row, k) of an operand is: data[row * row_stride + k * k_stride], one stride is 1.
+template <typename T>
+struct Operand {
+  const T* data;
+  int64_t row_stride, k_stride;  // in elements
+
+  Operand From(int64_t row, int64_t k) const {
+    return {data + row * row_stride + k * k_stride, row_stride, k_stride};
+  }
+};
+
+// In what form a panel holds its elements.
+struct Floats {
+  static constexpr int kPer = 1;  // elements in a word
+};
+struct Pairs {
+  static constexpr int kPer = 2;
+};
+
+// kLanes consecutive elements of a row, or of two rows that are neighbours along K, as words.
+inline Word WordsAlongK(Floats, const float* p) { return (Word)Load(p); }
+inline Word WordsAlongK(Floats, const BF16* p) { return (Word)Load(p); }
+inline Word WordsAlongK(Pairs, const BF16* p) { return *reinterpret_cast<const WordAt*>(p); }
+inline Word WordsAlongK(Pairs, const float* p) {
+#if defined(__AVX512BF16__)
+  return (Word)_mm512_cvtne2ps_pbh((__m512)Load(p + kLanes), (__m512)Load(p));
+#endif
+  BF16 rounded[2 * kLanes];
+  Store(rounded, Load(p));
+  Store(rounded + kLanes, Load(p + kLanes));
+  return *reinterpret_cast<const WordAt*>(rounded);
+}
+template <typename T>
+Word WordsAlongRows(Floats, const T* p, int64_t) {
+  return (Word)Load(p);
+}
+inline Word HalfWords(const BF16* p) {
+  return __builtin_convertvector(*reinterpret_cast<const HalfAt*>(p), Word);
+}
+inline Word HalfWords(const float* p) { return RoundBits(Load(p)); }
+template <typename T>
+Word WordsAlongRows(Pairs, const T* p, int64_t k_stride) {
+  return HalfWords(p) | (HalfWords(p + k_stride) << 16);
+}
+
+inline uint32_t Bits(Floats, float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline uint32_t Bits(Pairs, float x) { return RoundBits(Broadcast(x))[0]; }
+
+// The word at (row, step), 0 where the matrix ends.
+template <typename F, typename T>
+uint32_t OneWord(F form, const Operand<T>& m, int64_t rows, int64_t K, int64_t row, int64_t step) {
+  uint32_t word = 0;
+  for (int e = 0; e < F::kPer; ++e) {
+    int64_t k = step * F::kPer + e;
+    if (row < rows && k < K)
+      word |= Bits(form, ToFloat(m.data[row * m.row_stride + k * m.k_stride])) << (16 * e);
+  }
+  return word;
+}
+
+// The block of kLanes rows by kLanes steps at the start of m: out[step], its lanes the rows, or
+// with `along_k` out[row], its lanes the steps.
+template <bool along_k, typename F, typename T>
+void LoadBlock(F form, const Operand<T>& m, int64_t rows, int64_t K, Word* out) {
+  bool stored_along_k = m.k_stride == 1;
+  if (K < kLanes * F::kPer || (rows < kLanes && !stored_along_k)) {
+    for (int i = 0; i < kLanes; ++i)
+      for (int j = 0; j < kLanes; ++j)
+        out[i][j] = along_k ? OneWord(form, m, rows, K, i, j) : OneWord(form, m, rows, K, j, i);
+    return;
+  }
+  for (int i = 0; i < kLanes; ++i) {
+    if (!stored_along_k)
+      out[i] = WordsAlongRows(form, m.data + i * F::kPer * m.k_stride, m.k_stride);
+    else if (i < rows)
+      out[i] = WordsAlongK(form, m.data + i * m.row_stride);
+    else
+      out[i] = Word{};
+  }
+  if (stored_along_k != along_k) Transpose(out);
+}
+
+// Packs the rows into panels of R, each ordered [step][row]. `out` has room for the rows rounded
+// up to R and to kLanes.
+template <int R, typename F, typename T>
+void PackSteps(F form, const Operand<T>& m, int64_t rows, int64_t K, int64_t steps,
+               uint32_t* out) {
+  constexpr int kWide = R < kLanes ? R : kLanes;
+  static_assert(kLanes % kWide == 0 && R % kWide == 0);
+  Word block[kLanes];
+  for (int64_t r = 0; r < rows; r += kLanes)
+    for (int64_t s = 0; s < steps; s += kLanes) {
+      LoadBlock<false>(form, m.From(r, s * F::kPer), rows - r, K - s * F::kPer, block);
+      int64_t some = Min<int64_t>(kLanes, steps - s);
+      for (int part = 0; part < kLanes; part += kWide) {
+        uint32_t* panel = out + (r + part) / R * (R * steps) + (r + part) % R;
+        for (int64_t i = 0; i < some; ++i)
+          __builtin_memcpy(panel + (s + i) * R, reinterpret_cast<uint32_t*>(&block[i]) + part,
+                           kWide * sizeof(uint32_t));
+      }
+    }
+}
+
+// Packs the rows into panels of R, each ordered [group of kLanes steps][row][step]: rows of a
+// panel as the tile registers of AMX read them. `steps` is a multiple of kLanes.
+template <int R, typename F, typename T>
+void PackRows(F form, const Operand<T>& m, int64_t rows, int64_t K, int64_t steps, uint32_t* out) {
+  static_assert(R % kLanes == 0);
+  for (int64_t r = 0; r < rows; r += kLanes)
+    for (int64_t s = 0; s < steps; s += kLanes) {
+      auto* block = reinterpret_cast<Word*>(out + r / R * (R * steps) + (s * R + r % R * kLanes));
+      LoadBlock<true>(form, m.From(r, s * F::kPer), rows - r, K - s * F::kPer, block);
+    }
+}
+
+}  // namespace llmc::LLMC_ISA
