@@ -21,6 +21,8 @@ LAYERS = [
     ("training/", 5),
     ("data/", 5),
     ("program.py", 5),
+    ("contestant.py", 5),
+    ("machine.py", 5),
     ("", 6),  # the programs
 ]
 AUTODIFF = {"grad", "value_and_grad", "vjp", "jvp", "linearize", "custom_vjp", "jacrev", "jacfwd"}

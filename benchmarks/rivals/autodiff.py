@@ -1,12 +1,15 @@
 """The same GPT-2 as plain JAX would have it: jax.value_and_grad and optax, layers in lax.scan.
 
-The baseline that benchmarks/step.py compares with. It reads the package's parameters and nothing
-else of it.
+A contestant of python -m llmc_jax.bench. It reads the package's parameters and nothing else of
+its training.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from llmc_jax.contestant import Task, serve
+from llmc_jax.models.initialize import initialize
 
 
 def layernorm(x, weight, bias):
@@ -38,14 +41,14 @@ def loss_fn(params, inputs, targets, *, NH, dtype):
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
 
-def make_step(params, *, NH, dtype, learning_rate):
+def make_step(params, *, NH, dtype, learning_rate, weight_decay):
     """A jitted, donated step(state, inputs, targets) -> (state, loss), and its first state."""
     matrices = jax.tree.map(lambda p: p.ndim >= 2, params)._replace(
         block=jax.tree.map(lambda p: p.ndim >= 3, params.block)
     )
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adamw(learning_rate, b1=0.9, b2=0.95, weight_decay=0.1, mask=matrices),
+        optax.adamw(learning_rate, b1=0.9, b2=0.95, weight_decay=weight_decay, mask=matrices),
     )
 
     def step(state, inputs, targets):
@@ -55,3 +58,32 @@ def make_step(params, *, NH, dtype, learning_rate):
         return (optax.apply_updates(params, updates), opt_state), loss
 
     return jax.jit(step, donate_argnums=0), (params, optimizer.init(params))
+
+
+def stack_layers(params):
+    """The parameters with those of all layers stacked, as lax.scan takes them."""
+    block = jax.tree.map(lambda *layers: jnp.stack(layers), *params.block)
+    return jax.tree.map(jnp.asarray, params._replace(block=block))
+
+
+def prepare(task: Task):
+    """A function that makes one step and returns its loss."""
+    update, state = make_step(
+        stack_layers(initialize(task.model, task.seed)),
+        NH=task.model.NH,
+        dtype=jnp.dtype(task.dtype),
+        learning_rate=task.learning_rate,
+        weight_decay=task.weight_decay,
+    )
+    batch = jax.device_put(task.batch())
+
+    def step() -> float:
+        nonlocal state
+        state, loss = jax.block_until_ready(update(state, *batch))
+        return float(loss)
+
+    return step
+
+
+if __name__ == "__main__":
+    serve(prepare)

@@ -1,0 +1,205 @@
+"""Time the training step against others: python -m llmc_jax.bench --programs=auto,pytorch."""
+
+import importlib.util
+import shlex
+import statistics
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmc_jax import contestant, program
+from llmc_jax.config import BadInput, model_config, option
+from llmc_jax.contestant import Contestant, Task
+from llmc_jax.machine import describe
+
+RIVALS = Path(__file__).parent.parent / "benchmarks" / "rivals"
+# Programs that are not ours -> the package each needs, and how to install it.
+NEEDS = {"pytorch": ("torch", "torch==2.13.0"), "autodiff": ("optax", "optax")}
+
+PAUSE = 0.05  # seconds between turns: a thread pool spins for a while after its last work
+
+HEADS = (
+    "program", "ms a step", "min-max", "tokens/s", "speed, x the first", "peak memory, MiB",
+    "memory, x the first", "loss",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What is timed, and for how long."""
+
+    model: str = option("d12", "model: dN, gpt2:dN or gpt3:cC")
+    B: int = option(4, "sequences in a step", minimum=1)
+    T: int = option(64, "tokens in a sequence", minimum=1)
+    dtype: str = option(
+        "float32", "type of activations and matrix products", choices=("float32", "bfloat16")
+    )
+    steps: int = option(5, "timed steps of each program", minimum=1)
+    warmup: int = option(2, "steps of each program before those, not counted", minimum=1)
+    programs: str = option(
+        "auto,jnp,pytorch,autodiff",
+        "what to time, separated by commas: pytorch and autodiff (jax.value_and_grad and optax) "
+        "are rivals; any other word is our step with that value of --ops, where + stands for its "
+        "comma (e.g. auto,jnp,jnp+attention=ffi,pytorch)",
+    )
+    cpu_isa: str = option("auto", "instruction set of our C++ kernels (train's --cpu_isa)")
+    recompute: int = option(
+        0, "what our backward computes again (train's --recompute)", choices=(0, 1, 2, 3)
+    )
+    output: str = option("", "file to append the table to; empty: only print it")
+
+
+def main(cfg: BenchConfig) -> int:
+    """Check what the user gave, time the programs in turn, print the table.
+
+    Returns the exit status: 1 where no program could make its steps.
+    """
+    names = [name for name in cfg.programs.split(",") if name]
+    check(cfg, names)
+    versions = describe(*(NEEDS[name][0] for name in dict.fromkeys(names) if name in NEEDS))
+    results = race([(name, command(name), task(cfg, name)) for name in names], cfg)
+    called = shlex.join(["python", "-m", "llmc_jax.bench", *sys.argv[1:]])
+    report = f"`{called}`: {versions}\n\n{caption(cfg)}\n\n{table(results, cfg)}\n"
+    print(report)
+    if cfg.output:
+        append(cfg.output, report)
+    return int(all(result.failure for result in results))
+
+
+def check(cfg: BenchConfig, names: list[str]) -> None:
+    """Raises BadInput for what can be told before anything is started."""
+    model = model_config(cfg.model)
+    if model.maxT < cfg.T:
+        raise BadInput(
+            f"--T={cfg.T} is longer than --model={cfg.model} can take; use at most {model.maxT}."
+        )
+    if not names:
+        raise BadInput("--programs names no program; write for instance auto,jnp,pytorch.")
+    for name in NEEDS.keys() & set(names):
+        package, requirement = NEEDS[name]
+        if not (RIVALS / f"{name}.py").exists():
+            raise BadInput(
+                f"--programs={name} needs {RIVALS / name}.py, which only a clone of the "
+                f"repository has; run from one, or leave {name} out."
+            )
+        if importlib.util.find_spec(package) is None:
+            raise BadInput(
+                f"--programs={name} needs {package}; pip install {requirement}, or leave "
+                f"{name} out."
+            )
+    if cfg.output and not Path(cfg.output).absolute().parent.is_dir():
+        raise BadInput(f"--output={cfg.output} is in no directory that exists; make it first.")
+
+
+def command(name: str) -> list[str]:
+    """What starts the contestant `name`."""
+    if name in NEEDS:
+        return [sys.executable, str(RIVALS / f"{name}.py")]
+    return [sys.executable, "-m", "llmc_jax.bench_step"]
+
+
+def task(cfg: BenchConfig, name: str) -> Task:
+    """What the contestant `name` is given to do."""
+    return Task(
+        model=model_config(cfg.model),
+        B=cfg.B,
+        T=cfg.T,
+        dtype=cfg.dtype,
+        ops=name.replace("+", ","),
+        recompute=cfg.recompute,
+        cpu_isa=cfg.cpu_isa,
+    )
+
+
+def race(entries: list[tuple[str, list[str], Task]], cfg: BenchConfig) -> list[Contestant]:
+    """Start a process for each (name, command, task); have them step in turn, one at a time.
+
+    One that fails drops out and the others go on. Raises BadInput with a contestant's sentence.
+    """
+    with ExitStack() as stack:
+        contestants = []
+        for entry in entries:
+            contestants.append(contestant.start(*entry))
+            stack.callback(contestant.stop, contestants[-1])
+        for one in contestants:
+            contestant.await_ready(one)
+        for round in range(cfg.warmup + cfg.steps):
+            for one in contestants:
+                if not one.failure:
+                    time.sleep(PAUSE)
+                    contestant.step(one)
+                    print_progress(one, round, cfg)
+    return contestants
+
+
+def print_progress(one: Contestant, round: int, cfg: BenchConfig) -> None:
+    """A line on the step just made; not on stdout, where the table goes."""
+    kind = f"step {round + 1 - cfg.warmup}/{cfg.steps}" if round >= cfg.warmup else "warm-up"
+    result = one.failure or f"{one.answers[-1]['ms']:.0f} ms"
+    print(f"{kind}: {one.name}: {result}", file=sys.stderr, flush=True)
+
+
+def caption(cfg: BenchConfig) -> str:
+    """What the table shows."""
+    return (
+        f"{cfg.model}, B={cfg.B}, T={cfg.T}, {cfg.dtype}; a step is forward, backward, clipping "
+        f"and AdamW. Programs run in turn, each in a process of its own; median of {cfg.steps} "
+        f"steps after {cfg.warmup} of warm-up. Peak memory is the most that was resident in host "
+        f"memory (VmHWM) since the end of the first warm-up step: making the parameters and "
+        f"compiling are left out, what they leave behind is not."
+    )
+
+
+def table(contestants: list[Contestant], cfg: BenchConfig) -> str:
+    """The answers as Markdown."""
+    lines = [f"| {' | '.join(HEADS)} |", "|" + "---|" * len(HEADS)]
+    for one in contestants:
+        cells = [f"failed: {one.failure}"] if one.failure else numbers(one, contestants[0], cfg)
+        cells += [""] * (len(HEADS) - 1 - len(cells))
+        lines.append(f"| {' | '.join([title(one.name), *cells])} |")
+    return "\n".join(lines)
+
+
+def title(name: str) -> str:
+    """What the table calls the program `name`."""
+    return name if name in NEEDS else f"llmc_jax --ops={name.replace('+', ',')}"
+
+
+def numbers(one: Contestant, first: Contestant, cfg: BenchConfig) -> list[str]:
+    """The cells of a contestant that made all its steps."""
+    timed = [answer["ms"] for answer in one.answers[cfg.warmup :]]
+    ms, peak = median_ms(one, cfg), one.answers[-1]["peak"]
+    speedup = memory = ""
+    if not first.failure:
+        speedup = f"{median_ms(first, cfg) / ms:.2f}x"
+        memory = f"{peak / first.answers[-1]['peak']:.2f}x" if peak else ""
+    return [
+        f"{ms:.0f}",
+        f"{min(timed):.0f}-{max(timed):.0f}",
+        f"{1000 * cfg.B * cfg.T / ms:.0f}",
+        speedup,
+        f"{peak / 2**20:.0f}" if peak else "unknown",
+        memory,
+        f"{one.answers[-1]['loss']:.4f}",
+    ]
+
+
+def median_ms(one: Contestant, cfg: BenchConfig) -> float:
+    """Milliseconds of a timed step."""
+    return statistics.median(answer["ms"] for answer in one.answers[cfg.warmup :])
+
+
+def append(output: str, report: str) -> None:
+    """Add the report to the file, a blank line after what is there."""
+    path = Path(output)
+    try:
+        before = path.read_text() if path.exists() else ""
+        path.write_text(f"{before.rstrip()}\n\n{report}" if before.strip() else report)
+    except OSError as error:
+        raise BadInput(f"--output={output} cannot be written: {error.strerror}.") from error
+
+
+if __name__ == "__main__":
+    program.run(main, BenchConfig)

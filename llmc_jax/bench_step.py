@@ -1,0 +1,67 @@
+"""The training step of train.py as a contestant of bench.py."""
+
+from functools import partial
+
+import jax
+
+from llmc_jax import ffi, ops
+from llmc_jax.config import BadInput, TrainConfig
+from llmc_jax.contestant import Task, serve
+from llmc_jax.models.initialize import initialize
+from llmc_jax.training import parallel
+from llmc_jax.training.step import gradient_memory, init_state, train_step
+
+
+def prepare(task: Task):
+    """A function that makes one step and returns its loss."""
+    ffi.select_isa(task.cpu_isa)
+    chosen, mesh = select_ops(task.ops), parallel.make_mesh()
+    if task.B % mesh.size:
+        raise BadInput(
+            f"--B={task.B} sequences cannot be split over {mesh.size} devices; use a multiple."
+        )
+    options = dict(ops=chosen, model=task.model, cfg=train_config(task))
+    update = parallel.map_train_step(partial(train_step, **options), mesh)
+    micro_batches = tuple(x[None] for x in task.batch())
+    batch = parallel.split(micro_batches, mesh, parallel.MICRO_BATCHES)
+    state = parallel.replicate(init_state(initialize(task.model, task.seed)), mesh)
+    memory = parallel.replicate(gradient_memory(state.params, task.model, options["cfg"]), mesh)
+
+    ffi.trim_memory()
+
+    def step() -> float:
+        nonlocal state, memory
+        state, memory, metrics = jax.block_until_ready(update(state, memory, *batch))
+        return float(metrics.loss)
+
+    return step
+
+
+def select_ops(spec: str) -> ops.Ops:
+    """The ops of --programs=spec. Raises BadInput where it names none."""
+    try:
+        return ops.select(spec, jax.default_backend())[0]
+    except BadInput as error:
+        raise BadInput(
+            f"--programs={spec} is neither pytorch nor autodiff, and as --ops it does not work: "
+            f"{error}"
+        ) from error
+
+
+def train_config(task: Task) -> TrainConfig:
+    """The task as train.py's flags would say it."""
+    return TrainConfig(
+        batch_size=task.B,
+        sequence_length=task.T,
+        total_batch_size=task.B * task.T,
+        max_steps=1_000_000,
+        lr_schedule="constant",
+        learning_rate=task.learning_rate,
+        weight_decay=task.weight_decay,
+        dtype=task.dtype,
+        recompute=task.recompute,
+    )
+
+
+if __name__ == "__main__":
+    serve(prepare)

@@ -1,0 +1,34 @@
+"""One line on where a measurement was made."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+
+def describe(*packages: str) -> str:
+    """Commit, processor, cores, and the versions of Python, jax, jaxlib and `packages`."""
+    versions = [f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", *packages)]
+    return (
+        f"commit {_commit() or 'unknown'}, {_cpu()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, {', '.join(versions)}"
+    )
+
+
+def _commit() -> str:
+    """What git calls the state of this clone; '' outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:  # there is no git
+        return ""
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    known = [name for name in ("avx2", "avx512f", "amx_bf16") if name in flags]
+    return f"{names[0] if names else platform.machine()} ({', '.join(known)})"
