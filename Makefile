@@ -1,14 +1,17 @@
-# Two commands, both safe to repeat:
-#   make train   install, prepare the text, train the quick start and show what came of it
-#   make test    install what tests need and run them all
+# Three commands, all safe to repeat:
+#   make train      install, prepare the text, train the quick start and show what came of it
+#   make test       install what tests need and run them all
+#   make sanitize   check the C++ kernels, built so that a wrong access stops them, against plain
+#                   arithmetic (make tsan: the same for races between threads)
 # PYTHON chooses the interpreter the virtual environment is made of.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CMAKE := $(or $(shell command -v cmake 2>/dev/null),$(BIN)/cmake)
 SOURCES := pyproject.toml $(shell find ffi -type f)
 
-.PHONY: train test lint clean
+.PHONY: train test sanitize tsan lint clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m llmc_jax.prepare --source=pystdlib
@@ -16,6 +19,13 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+sanitize: SANITIZE := address,undefined
+tsan: SANITIZE := thread
+sanitize tsan: $(CMAKE)
+	$(CMAKE) -S ffi/tests -B build/$@ -DSANITIZE=$(SANITIZE)
+	$(CMAKE) --build build/$@ --parallel 4
+	build/$@/kernels_test
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -31,6 +41,8 @@ $(VENV)/installed: $(VENV)/bin/python $(SOURCES)
 $(VENV)/installed-dev: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/pip install --quiet -e .[dev]
 	touch $(VENV)/installed $@
+
+$(BIN)/cmake: $(VENV)/installed-dev
 
 clean:
 	rm -rf $(VENV) build
