@@ -140,14 +140,20 @@ class TrainConfig:
     recompute: int = option(
         1,
         "what backward computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and "
-        "layernorms (-r)",
-        choices=(0, 1, 2),
+        "layernorms, 3 those and the linear layer before the GELU (-r)",
+        choices=(0, 1, 2, 3),
         may_change=True,
     )
     ops: str = option(
         "auto",
         "implementation of the ops: auto, jnp or ffi for all, op=name for one; later words win "
         "(e.g. jnp,attention=ffi)",
+        may_change=True,
+    )
+    cpu_isa: str = option(
+        "auto",
+        "instruction set of the C++ kernels: the best one this machine has, or one by name",
+        choices=("auto", "amx", "avx512", "avx2", "portable"),
         may_change=True,
     )
     # what happens every so many steps; 0 is never

@@ -33,12 +33,13 @@ from llmc_jax.training.progress import Progress
 from llmc_jax.training.report import Report
 from llmc_jax.training.run_dir import RunDir, open_run_dir
 from llmc_jax.training.sampler import make_sampler
-from llmc_jax.training.step import TrainState, eval_step, init_state, train_step
+from llmc_jax.training.step import TrainState, eval_step, gradient_memory, init_state, train_step
 
 
 def main(cfg: TrainConfig) -> None:
     """Check everything the user gave, then train, then say where the results are."""
     model = model_config(cfg.model)
+    ffi.select_isa(cfg.cpu_isa)
     mesh = parallel.make_mesh()
     chosen, names = ops.select(cfg.ops, jax.default_backend())
     data = open_data(cfg, model)
@@ -60,7 +61,9 @@ def train(cfg, model, mesh, chosen, names, data, run, checkpoints, start) -> Non
     train_data.position = start * cfg.total_batch_size // cfg.sequence_length
     state = make_state(model, cfg, checkpoints, start, mesh)
     step_options = dict(ops=chosen, model=model, cfg=cfg)
-    update = compile_update(partial(train_step, **step_options), state, cfg, mesh)
+    memory = parallel.replicate(gradient_memory(state.params, model, cfg), mesh)
+    update = compile_update(partial(train_step, **step_options), state, memory, cfg, mesh)
+    ffi.trim_memory()
     evaluate = parallel.map_eval_step(partial(eval_step, **step_options), mesh)
     sample = make_sampler(chosen, model, cfg.dtype)
     logger, progress = Logger(run, start), Progress(start, cfg.max_steps)
@@ -97,7 +100,7 @@ def train(cfg, model, mesh, chosen, names, data, run, checkpoints, start) -> Non
             break
         if cfg.overfit_single_batch:
             train_data.position = 0
-        state, metrics = update(state, *train_batch(train_data, cfg, mesh))
+        state, memory, metrics = update(state, memory, *train_batch(train_data, cfg, mesh))
         report.dispatched(step, metrics)
     report.catch_up()
     progress.close()
@@ -185,14 +188,14 @@ def make_state(
     return state
 
 
-def compile_update(step, state: TrainState, cfg: TrainConfig, mesh):
+def compile_update(step, state: TrainState, memory, cfg: TrainConfig, mesh):
     """The training step, mapped and compiled, with a line on time and memory."""
     began = time.perf_counter()
     rows = cfg.total_batch_size // cfg.sequence_length
     micro_rows = cfg.batch_size * mesh.size
     shape = (rows // micro_rows, micro_rows, cfg.sequence_length)
     batch = parallel.split(np.zeros(shape, np.int32), mesh, parallel.MICRO_BATCHES)
-    compiled = parallel.map_train_step(step, mesh).lower(state, batch, batch).compile()
+    compiled = parallel.map_train_step(step, mesh).lower(state, memory, batch, batch).compile()
     gibibytes = parallel.planned_bytes(compiled) / 2**30
     print(
         f"compiled the step in {time.perf_counter() - began:.1f} s; it takes {gibibytes:.2f} GiB",

@@ -21,6 +21,7 @@ def tokens(split: str) -> np.ndarray:
 
 
 def by_name(params) -> dict[str, np.ndarray]:
-    """llm.c's name -> tensor, of a gpt2.Params."""
-    outer = {f: getattr(params, f) for f in params._fields if f != "block"}
-    return {name: np.asarray(x) for name, x in (outer | params.block._asdict()).items()}
+    """llm.c's name -> tensor, of a gpt2.Params; those of the blocks with a leading L."""
+    outer = {f: np.asarray(getattr(params, f)) for f in params._fields if f != "block"}
+    blocks = {f: np.stack([getattr(b, f) for b in params.block]) for f in params.block[0]._fields}
+    return outer | blocks

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmc_jax import ops, train
+from llmc_jax import ffi, ops, train
 from llmc_jax.config import MODELS, TrainConfig
 from llmc_jax.data.tokens import write_shard
 from llmc_jax.models import gpt2
@@ -46,9 +46,12 @@ def test_logits(params, batch, spec):
     np.testing.assert_allclose(logits[3, 63, :8], reference["b3t63_first8"], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("recompute", [0, 1, 2])
-@pytest.mark.parametrize("spec", ["jnp", "ffi"])
-def test_loss_and_gradients(params, batch, spec, recompute):
+@pytest.mark.parametrize("recompute", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("spec", "isa"), [("jnp", "auto"), *(("ffi", isa) for isa in ffi.supported_isas())]
+)
+def test_loss_and_gradients(params, batch, use_isa, spec, isa, recompute):
+    use_isa(isa)
     reference = golden.read("d12_seed42_b4t64")
     chosen, _ = ops.select(spec, "cpu")
 

@@ -25,16 +25,16 @@ def initialize(cfg: ModelConfig, seed: int) -> Params:
     rng = np.random.RandomState(seed)
     residual_std = STD / np.sqrt(2 * cfg.L)
     params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), gpt2.shapes(cfg))
-    block = params.block
-    for scale in (block.ln1w, block.ln2w, params.lnfw):
-        scale.fill(1)
+    params.lnfw.fill(1)
     draw(rng, params.wte[: cfg.V], STD)
     draw(rng, params.wpe, STD)
-    for layer in range(cfg.L):
-        draw(rng, block.qkvw[layer], STD)
-        draw(rng, block.attprojw[layer], residual_std)
-        draw(rng, block.fcw[layer], STD)
-        draw(rng, block.fcprojw[layer], residual_std)
+    for block in params.block:
+        block.ln1w.fill(1)
+        block.ln2w.fill(1)
+        draw(rng, block.qkvw, STD)
+        draw(rng, block.attprojw, residual_std)
+        draw(rng, block.fcw, STD)
+        draw(rng, block.fcprojw, residual_std)
     return params
 
 

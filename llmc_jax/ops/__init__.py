@@ -11,7 +11,17 @@ from typing import NamedTuple
 
 from llmc_jax import ffi
 from llmc_jax.config import BadInput
-from llmc_jax.ops import adamw, attention, classifier, encoder, gelu, global_norm, layernorm, matmul
+from llmc_jax.ops import (
+    adamw,
+    attention,
+    classifier,
+    encoder,
+    global_norm,
+    layernorm,
+    matmul,
+    mlp,
+    residual_layernorm,
+)
 from llmc_jax.ops.op import Op
 
 
@@ -20,9 +30,10 @@ class Ops(NamedTuple):
 
     encoder: Op
     layernorm: Op
+    residual_layernorm: Op
     matmul: Op
-    gelu: Op
     attention: Op
+    mlp: Op
     classifier: Op
     adamw: Callable
     global_norm: Callable
@@ -31,9 +42,10 @@ class Ops(NamedTuple):
 TABLE = {
     "encoder": encoder.IMPLEMENTATIONS,
     "layernorm": layernorm.IMPLEMENTATIONS,
+    "residual_layernorm": residual_layernorm.IMPLEMENTATIONS,
     "matmul": matmul.IMPLEMENTATIONS,
-    "gelu": gelu.IMPLEMENTATIONS,
     "attention": attention.IMPLEMENTATIONS,
+    "mlp": mlp.IMPLEMENTATIONS,
     "classifier": classifier.IMPLEMENTATIONS,
     "adamw": adamw.IMPLEMENTATIONS,
     "global_norm": global_norm.IMPLEMENTATIONS,
@@ -41,7 +53,7 @@ TABLE = {
 
 # What --ops=auto takes on a platform instead of jnp, where its kernel library is loaded.
 # A line needs a measured gain: benchmarks/results/cpu_ops.md.
-DEFAULTS = {"cpu": {"layernorm": "ffi", "attention": "ffi", "classifier": "ffi"}}
+DEFAULTS = {"cpu": dict.fromkeys(TABLE, "ffi")}
 
 
 def select(spec: str, platform: str) -> tuple[Ops, dict[str, str]]:

@@ -2,8 +2,11 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+
+from llmc_jax.ops.op import run_kernel
 
 
 class Hyper(NamedTuple):
@@ -17,12 +20,23 @@ class Hyper(NamedTuple):
     eps: float
 
 
-def update(param, grad, m, v, hyper: Hyper, *, weight_decay: float):
+def update(params, grads, m, v, hyper: Hyper, *, weight_decay):
     """param -= lr * (m_hat / (sqrt(v_hat) + eps) + weight_decay * param), on scale * grad.
 
-    param, grad, m, v are float32 of one shape; returns (param, m, v). m and v are the moving
-    averages of the gradient and of its square, m_hat and v_hat those without their bias to 0.
+    params, grads, m, v are trees of one structure with float32 leaves, weight_decay one of Python
+    floats (0.0: no decay); returns (params, m, v). m and v are the moving averages of the
+    gradient and of its square, m_hat and v_hat those without their bias to 0.
     """
+
+    def update_leaf(param, grad, m, v, weight_decay):
+        return _update(param, grad, m, v, hyper, weight_decay)
+
+    updated = jax.tree.map(update_leaf, params, grads, m, v, weight_decay)
+    return jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, 0, 0)), updated)
+
+
+def _update(param, grad, m, v, hyper, weight_decay):
+    """`update` of one tensor."""
     lr, scale, step, beta1, beta2, eps = hyper
     grad = grad * scale
     m = beta1 * m + (1 - beta1) * grad
@@ -32,4 +46,20 @@ def update(param, grad, m, v, hyper: Hyper, *, weight_decay: float):
     return param - lr * (m_hat / (jnp.sqrt(v_hat) + eps) + weight_decay * param), m, v
 
 
-IMPLEMENTATIONS = {"jnp": update}
+def native_update(params, grads, m, v, hyper: Hyper, *, weight_decay):
+    """`update` as one kernel over all tensors, which writes params, m and v in their places."""
+    n = len(jax.tree.leaves(params))
+    scalars = 3  # before the tensors
+    aliases = {scalars + i: i for i in range(n)}  # params
+    aliases |= {scalars + 2 * n + i: n + i for i in range(2 * n)}  # m, v
+    lr, scale, step, beta1, beta2, eps = hyper
+    return run_kernel(
+        "llmc_adamw",
+        jax.eval_shape(lambda *trees: trees, params, m, v),
+        jnp.float32(lr), jnp.float32(scale), jnp.int32(step), params, grads, m, v,
+        aliases=aliases,
+        weight_decay=tuple(jax.tree.leaves(weight_decay)), beta1=beta1, beta2=beta2, eps=eps,
+    )  # fmt: skip
+
+
+IMPLEMENTATIONS = {"jnp": update, "ffi": native_update}

@@ -23,17 +23,17 @@ class Saved(NamedTuple):
 
 def logits(lnf, wte):
     """lnf @ wte.T in the accumulation dtype; lnf (B,T,C), wte (Vp,C), out (B*T,Vp)."""
-    return dot(rows(lnf), wte, (1, 1))
+    return dot(rows(lnf), wte.astype(lnf.dtype), (1, 1))
 
 
 def forward(lnf, wte, targets, dlosses, *, V):
     """losses = logsumexp(logits[:V]) - logits[target], 0 where target < 0 (ignored).
 
     lnf (B,T,C), wte (Vp,C), targets (B,T) int32 below V, losses and dlosses (B,T) float32.
-    Columns from V on take no part.
+    Columns from V on take no part. dlosses None: losses only, and saved is None.
     """
     z = logits(lnf, wte)
-    target, dloss = targets.reshape(-1, 1), dlosses.reshape(-1, 1)
+    target = targets.reshape(-1, 1)
     column = jnp.arange(z.shape[1])[None]
     z = jnp.where(column < V, z, -jnp.inf)
     largest = jnp.max(z, axis=1, keepdims=True)
@@ -41,9 +41,12 @@ def forward(lnf, wte, targets, dlosses, *, V):
     total = jnp.sum(exp, axis=1, keepdims=True)
     target_logit = jnp.take_along_axis(z, jnp.maximum(target, 0), axis=1)
     losses = jnp.where(target >= 0, jnp.log(total) + largest - target_logit, 0)
-    row_scale = jnp.where(target >= 0, dloss, 0)
+    losses = losses.reshape(targets.shape)
+    if dlosses is None:
+        return losses, None
+    row_scale = jnp.where(target >= 0, dlosses.reshape(-1, 1), 0)
     dlogits = (exp / total - (column == target)) * row_scale
-    return losses.reshape(targets.shape), Saved(dlogits.astype(lnf.dtype))
+    return losses, Saved(dlogits.astype(lnf.dtype))
 
 
 def backward(saved, dout, lnf, wte, targets, dlosses, *, V):
@@ -51,20 +54,35 @@ def backward(saved, dout, lnf, wte, targets, dlosses, *, V):
 
     dout must be the dlosses that forward was given.
     """
-    dlnf = dot(saved.dlogits, wte, (1, 0)).astype(lnf.dtype).reshape(lnf.shape)
+    dlnf = dot(saved.dlogits, wte.astype(lnf.dtype), (1, 0)).astype(lnf.dtype).reshape(lnf.shape)
     return dlnf, dot(saved.dlogits, rows(lnf), (0, 0))
 
 
-def native_forward(lnf, wte, targets, dlosses, *, V):
-    """`forward` with one kernel from logits to losses and dlogits.
+class Gradients(NamedTuple):
+    """What the kernel's forward saves: the gradients themselves."""
 
-    The kernel writes dlogits over the logits where they have the same dtype.
-    """
-    z = logits(lnf, wte)
-    results = jax.eval_shape(partial(forward, V=V), lnf, wte, targets, dlosses)
-    aliases = {0: 1} if z.dtype == lnf.dtype else None
-    return run_kernel("llmc_classifier_forward", results, z, targets, dlosses, aliases=aliases, V=V)
+    dlnf: Array  # (B, T, C)
+    dwte: Array  # (Vp, C)
+
+
+def native_forward(lnf, wte, targets, dlosses, *, V):
+    """`forward` as a kernel that makes the gradients while it has the logits of some rows."""
+    losses = jax.ShapeDtypeStruct(targets.shape, jnp.float32)
+    if dlosses is None:
+        return run_kernel("llmc_classifier_losses", losses, lnf, wte, targets, V=V), None
+    inputs = (lnf, wte, targets, dlosses)
+    losses, saved = jax.eval_shape(partial(forward, V=V), *inputs)
+    gradients = jax.eval_shape(partial(backward, V=V), saved, losses, *inputs)
+    return run_kernel("llmc_classifier_forward", (losses, Gradients(*gradients)), *inputs, V=V)
+
+
+def native_backward(saved, dout, lnf, wte, targets, dlosses, *, V):
+    """dlnf, dwte as `native_forward` left them."""
+    return tuple(saved)
 
 
 JNP = Op(forward, backward)
-IMPLEMENTATIONS = {"jnp": JNP, "ffi": Op(native_forward, backward)}
+IMPLEMENTATIONS = {
+    "jnp": JNP,
+    "ffi": Op(native_forward, native_backward, rounds_weights=True),
+}

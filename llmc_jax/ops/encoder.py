@@ -1,27 +1,52 @@
 """Token and position embedding (llm.c encoder.cuh)."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 
-from llmc_jax.ops.op import Op, accumulation_dtype
+from llmc_jax.ops.op import Op, accumulation_dtype, run_kernel
 
 
-def forward(inp, wte, wpe):
-    """out[b,t] = wte[inp[b,t]] + wpe[t]; inp (B,T) int32, wte (Vp,C), wpe (maxT,C), out (B,T,C)."""
+def forward(inp, wte, wpe, *, dtype=None):
+    """out[b,t] = wte[inp[b,t]] + wpe[t]; inp (B,T) int32, wte (Vp,C), wpe (maxT,C), out (B,T,C).
+
+    dtype: that of out, to which both addends are rounded; None: that of wte.
+    """
     T = inp.shape[1]
-    return wte[inp] + wpe[None, :T], ()
+    dtype = dtype or wte.dtype
+    return wte[inp].astype(dtype) + wpe[None, :T].astype(dtype), ()
 
 
-def backward(saved, dout, inp, wte, wpe):
-    """dwte[v] = sum of dout[b,t] over inp[b,t] == v; dwpe[t] = sum of dout[b,t] over b.
+def backward(saved, dout, inp, dwte, wpe):
+    """dwte[v] += sum of dout[b,t] over inp[b,t] == v; dwpe[t] = sum of dout[b,t] over b.
 
     dout (B,T,C); dwte (Vp,C) and dwpe (maxT,C) in the accumulation dtype.
+    Deviates from the contract in op.py: in the place of wte, which it does not need, it takes
+    wte's gradient so far (e.g. the head's) and returns the sum. So B*T rows are touched, and no
+    (Vp,C) array is zeroed and added.
     """
     T = inp.shape[1]
     dout = dout.astype(accumulation_dtype(dout.dtype))
-    dwte = jnp.zeros(wte.shape, dout.dtype).at[inp].add(dout)
     dwpe = jnp.zeros(wpe.shape, dout.dtype).at[:T].set(jnp.sum(dout, axis=0))
-    return dwte, dwpe
+    return dwte.at[inp].add(dout), dwpe
+
+
+def native_forward(inp, wte, wpe, *, dtype=None):
+    """`forward` as a kernel."""
+    results = jax.eval_shape(partial(forward, dtype=dtype), inp, wte, wpe)
+    return run_kernel("llmc_encoder_forward", results, inp, wte, wpe)
+
+
+def native_backward(saved, dout, inp, dwte, wpe):
+    """`backward` as a kernel that adds to dwte in its place."""
+    inputs = (dout, inp, dwte, wpe)
+    results = jax.eval_shape(partial(backward, saved), *inputs)
+    return run_kernel("llmc_encoder_backward", results, *inputs, aliases={2: 0})
 
 
 JNP = Op(forward, backward)
-IMPLEMENTATIONS = {"jnp": JNP}
+IMPLEMENTATIONS = {
+    "jnp": JNP,
+    "ffi": Op(native_forward, native_backward, rounds_weights=True),
+}

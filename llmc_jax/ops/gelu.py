@@ -1,10 +1,13 @@
-"""GELU in its tanh form (Hendrycks & Gimpel 2016, arXiv:1606.08415; llm.c gelu.cuh)."""
+"""GELU in its tanh form (Hendrycks & Gimpel 2016, arXiv:1606.08415; llm.c gelu.cuh).
+
+A part of mlp.py and no op to choose: nothing else uses it.
+"""
 
 import math
 
 import jax.numpy as jnp
 
-from llmc_jax.ops.op import Op, accumulation_dtype
+from llmc_jax.ops.op import accumulation_dtype
 
 SCALE = math.sqrt(2 / math.pi)
 CUBIC = 0.044715
@@ -24,7 +27,3 @@ def backward(saved, dout, inp):
     du = SCALE * (1 + 3 * CUBIC * x * x)
     dinp = dy * (0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * du)
     return (dinp.astype(inp.dtype),)
-
-
-JNP = Op(forward, backward)
-IMPLEMENTATIONS = {"jnp": JNP}

@@ -3,10 +3,17 @@
 import jax
 import jax.numpy as jnp
 
+from llmc_jax.ops.op import run_kernel
+
 
 def global_norm(grads):
     """sqrt of the sum of squares over all leaves of `grads`, a float32 scalar."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
 
 
-IMPLEMENTATIONS = {"jnp": global_norm}
+def native_global_norm(grads):
+    """`global_norm` as one kernel over all leaves."""
+    return run_kernel("llmc_global_norm", jax.eval_shape(global_norm, grads), grads)
+
+
+IMPLEMENTATIONS = {"jnp": global_norm, "ffi": native_global_norm}

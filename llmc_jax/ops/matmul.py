@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import lax
 
-from llmc_jax.ops.op import Op, accumulation_dtype
+from llmc_jax.ops.op import Op, accumulation_dtype, native
 
 
 def dot(a, b, contract: tuple[int, int]):
@@ -23,7 +23,7 @@ def rows(x):
 
 def forward(inp, weight, bias):
     """out = inp @ weight.T + bias; inp (B,T,C), weight (OC,C), bias (OC,), out (B,T,OC)."""
-    out = dot(rows(inp), weight, (1, 1)) + bias[None]
+    out = dot(rows(inp), weight.astype(inp.dtype), (1, 1)) + bias[None]
     return out.astype(inp.dtype).reshape(*inp.shape[:-1], -1), ()
 
 
@@ -33,11 +33,11 @@ def backward(saved, dout, inp, weight, bias):
     dout (B,T,OC), dinp (B,T,C); dweight (OC,C) and dbias (OC,) in the accumulation dtype.
     """
     dy = rows(dout)
-    dinp = dot(dy, weight, (1, 0)).astype(inp.dtype).reshape(inp.shape)
+    dinp = dot(dy, weight.astype(inp.dtype), (1, 0)).astype(inp.dtype).reshape(inp.shape)
     dweight = dot(dy, rows(inp), (0, 0))
     dbias = jnp.sum(dy.astype(accumulation_dtype(dy.dtype)), axis=0)
     return dinp, dweight, dbias
 
 
 JNP = Op(forward, backward)
-IMPLEMENTATIONS = {"jnp": JNP}
+IMPLEMENTATIONS = {"jnp": JNP, "ffi": native("matmul", like=JNP, rounds_weights=True)}

@@ -6,7 +6,8 @@
 `saved` is a NamedTuple of what forward computed and backward needs, () if nothing. Inputs are
 passed again, not hidden in `saved`, so the model shows which tensor stays alive. Gradients of
 activations have the activation's dtype; gradients of parameters are in the accumulation dtype
-(float32, or float64 for float64 inputs).
+(float32, or float64 for float64 inputs). `out` may be a tuple, and then `dout` is one.
+Where the backward of encoder and residual_layernorm takes other inputs, its docstring says so.
 """
 
 from collections.abc import Callable
@@ -15,18 +16,24 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from llmc_jax import ffi
 
 
 class Op(NamedTuple):
-    """One implementation of an op: see the module's docstring."""
+    """One implementation of an op: see the module's docstring.
+
+    rounds_weights: whether it takes float32 weights beside activations of another dtype and rounds
+    them as it reads them, so that no copy of the weights in that dtype need exist.
+    """
 
     forward: Callable
     backward: Callable
+    rounds_weights: bool = False
 
 
-def native(name: str, like: Op) -> Op:
+def native(name: str, like: Op, rounds_weights: bool = False) -> Op:
     """The kernels llmc_<name>_forward and llmc_<name>_backward of the loaded library.
 
     Arguments, result shapes and result dtypes are those of `like`; the kernel gets the
@@ -44,6 +51,7 @@ def native(name: str, like: Op) -> Op:
     return Op(
         kernel(f"llmc_{name}_forward", like.forward),
         kernel(f"llmc_{name}_backward", like.backward),
+        rounds_weights,
     )
 
 
@@ -61,3 +69,15 @@ def run_kernel(target: str, results, *args, aliases: dict[int, int] | None = Non
 def accumulation_dtype(dtype) -> jnp.dtype:
     """The dtype sums are made in: float32 for bfloat16 and float32, float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def after(x, y):
+    """x, to be had once y has been computed.
+
+    For what is computed again in backward, or else XLA takes forward's result for it and keeps
+    that, or computes it again in forward. (lax.optimization_barrier prevents the first only: on
+    the CPU it is gone when instructions are put in order.) The condition is never true, but XLA
+    does not know.
+    """
+    number = lax.index_in_dim(y.reshape(-1), 0, keepdims=False)
+    return jnp.where(lax.is_finite(number) & (number != number), 0, x)

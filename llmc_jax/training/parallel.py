@@ -25,20 +25,28 @@ def make_mesh() -> Mesh:
 
 
 def map_train_step(step: Callable, mesh: Mesh) -> Callable:
-    """step(state, inputs, targets) -> (state, metrics) over the mesh; the state is donated."""
+    """step(state, memory, inputs, targets) -> (state, memory, metrics) over the mesh; state and
+    memory are donated, and the gradients are written over the memory because they are a result."""
     mapped = jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(REPLICATED, MICRO_BATCHES, MICRO_BATCHES),
-        out_specs=(REPLICATED, REPLICATED),
+        in_specs=(REPLICATED, REPLICATED, *2 * (_split_over(mesh, MICRO_BATCHES),)),
+        out_specs=(REPLICATED, REPLICATED, REPLICATED),
     )
-    return jax.jit(mapped, donate_argnums=0)
+    return jax.jit(mapped, donate_argnums=(0, 1), keep_unused=True)
 
 
 def map_eval_step(step: Callable, mesh: Mesh) -> Callable:
     """step(params, inputs, targets) -> loss over the mesh; inputs and targets (B*D, T)."""
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=(REPLICATED, ROWS, ROWS), out_specs=REPLICATED)
+    rows = _split_over(mesh, ROWS)
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(REPLICATED, rows, rows), out_specs=REPLICATED)
     return jax.jit(mapped)
+
+
+def _split_over(mesh: Mesh, spec: P) -> P:
+    """`spec`, or on one device REPLICATED: then JAX's types know that nothing differs from device
+    to device, and the step need reduce nothing."""
+    return spec if mesh.size > 1 else REPLICATED
 
 
 def planned_bytes(compiled) -> int:

@@ -43,16 +43,38 @@ def init_state(params: Params) -> TrainState:
     return TrainState(params, zeros, jax.tree.map(jnp.copy, zeros), jnp.int32(0))
 
 
+def gradient_memory(params: Params, model: ModelConfig, cfg: TrainConfig) -> Params | None:
+    """Memory for the gradients that lasts from step to step, or None where it does not pay.
+
+    Memory that a step takes and gives back is cleared by the operating system each time it is
+    touched again, a fifth of a small step's time on a CPU. But gradients without memory of their
+    own share that of the activations: so they get some where the activations are the smaller.
+    """
+    tokens = cfg.batch_size * cfg.sequence_length
+    activations = 12 * model.L * model.C * tokens * jnp.dtype(cfg.dtype).itemsize
+    if activations > sum(p.size * 4 for p in jax.tree.leaves(params)):
+        return None
+    return jax.tree.map(jnp.zeros_like, params)
+
+
 def train_step(
-    state: TrainState, inputs, targets, *, ops: Ops, model: ModelConfig, cfg: TrainConfig
-) -> tuple[TrainState, Metrics]:
+    state: TrainState,
+    memory: Params | None,
+    inputs,
+    targets,
+    *,
+    ops: Ops,
+    model: ModelConfig,
+    cfg: TrainConfig,
+) -> tuple[TrainState, Params | None, Metrics]:
     """AdamW on the mean gradient of A micro-batches on each device.
 
-    inputs, targets (A,B,T) int32. Gradients are accumulated and averaged over devices in
-    float32, then clipped by their global norm.
+    memory: of `gradient_memory`, whose values mean nothing; given back as the second result, it
+    holds the gradients. inputs, targets (A,B,T) int32. Gradients are accumulated and averaged
+    over devices in float32, then clipped by their global norm.
     """
     loss, grads = _accumulate(ops, state.params, inputs, targets, model, cfg)
-    loss, grads = lax.pmean((loss, grads), AXIS)
+    loss, grads = _mean_over_devices((loss, grads))
     norm = ops.global_norm(grads)
     clip = cfg.grad_clip if cfg.grad_clip > 0 else jnp.inf
     hyper = Hyper(
@@ -64,35 +86,31 @@ def train_step(
         eps=cfg.adam_eps,
     )
 
-    def update(param, grad, m, v, matrix):
-        return ops.adamw(param, grad, m, v, hyper, weight_decay=cfg.weight_decay * matrix)
-
-    updated = jax.tree.map(update, state.params, grads, state.m, state.v, gpt2.MATRICES)
-    params, m, v = jax.tree.transpose(
-        jax.tree.structure(grads), jax.tree.structure((0, 0, 0)), updated
-    )
-    return TrainState(params, m, v, state.step + 1), Metrics(loss, norm, hyper.lr)
+    decay = jax.tree.map(lambda p: cfg.weight_decay if gpt2.is_matrix(p) else 0.0, state.params)
+    params, m, v = ops.adamw(state.params, grads, state.m, state.v, hyper, weight_decay=decay)
+    state = TrainState(params, m, v, state.step + 1)
+    return state, None if memory is None else grads, Metrics(loss, norm, hyper.lr)
 
 
 def eval_step(params: Params, inputs, targets, *, ops: Ops, model: ModelConfig, cfg: TrainConfig):
     """Mean loss over all devices' (B,T) targets, a float32 scalar."""
-    params = gpt2.cast(params, cfg.dtype)
-    dlosses = jnp.zeros(targets.shape, jnp.float32)
-    losses, _ = gpt2.forward(ops, params, inputs, targets, dlosses, cfg=model)
-    return lax.pmean(jnp.mean(losses), AXIS)
+    params = _weights(params, ops, cfg)
+    losses, _ = gpt2.forward(ops, params, inputs, targets, None, cfg=model, dtype=cfg.dtype)
+    return _mean_over_devices(jnp.mean(losses))
 
 
 def _accumulate(ops, params, inputs, targets, model, cfg):
     """Mean loss and gradients over this device's micro-batches; inputs, targets (A,B,T)."""
     # Each device's gradients are its own until pmean: JAX's type system is told so here, and
     # then refuses a step that forgets to reduce them.
-    params = _varying(gpt2.cast(params, cfg.dtype))
+    params = _varying(_weights(params, ops, cfg))
     dlosses = jnp.full(inputs.shape[1:], 1 / inputs.size, jnp.float32)
 
     def micro_step(inputs, targets):
         losses, acts = gpt2.forward(
-            ops, params, inputs, targets, dlosses, cfg=model, recompute=cfg.recompute
-        )
+            ops, params, inputs, targets, dlosses,
+            cfg=model, recompute=cfg.recompute, dtype=cfg.dtype,
+        )  # fmt: skip
         grads = gpt2.backward(ops, params, acts, dlosses, inputs, targets, cfg=model)
         return jnp.sum(losses * dlosses), grads
 
@@ -107,6 +125,24 @@ def _accumulate(ops, params, inputs, targets, model, cfg):
     return total
 
 
+def _weights(params, ops, cfg):
+    """The parameters as the ops take them: rounded to --dtype, unless all ops do that themselves.
+
+    A rounded copy of GPT-2 124M is 237 MiB, and to write it and read it twice costs as much as to
+    read the float32 weights twice.
+    """
+    readers = (ops.encoder, ops.matmul, ops.mlp, ops.classifier)
+    return params if all(op.rounds_weights for op in readers) else gpt2.cast(params, cfg.dtype)
+
+
+def _mean_over_devices(tree):
+    """The mean of each leaf over the devices. Of one device it is left out: a reduction over a
+    single device is a copy to XLA:CPU, 475 MiB of gradients for GPT-2 124M."""
+    return lax.pmean(tree, AXIS) if lax.axis_size(AXIS) > 1 else tree
+
+
 def _varying(tree):
     """The same values, with the type of values that differ from device to device."""
+    if lax.axis_size(AXIS) == 1:
+        return tree
     return jax.tree.map(lambda x: lax.pcast(x, AXIS, to="varying"), tree)

@@ -4,6 +4,7 @@ The jnp backward must be jax.vjp of the jnp forward in float64. A kernel may be 
 far from the float64 result as jnp in the kernel's dtype is (plus one rounding).
 """
 
+import functools
 from functools import partial
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmc_jax import ops
+from llmc_jax import ffi, ops
 from llmc_jax.ops.cases import CASES, Case, make_inputs
 from llmc_jax.ops.op import accumulation_dtype
 
@@ -20,31 +21,55 @@ KERNELS = [(op, number) for op, number in ALL if "ffi" in ops.TABLE[op]]
 DTYPES = ["float32", "bfloat16"]
 
 
-def run(op, case: Case, inputs):
-    """(out, gradients...) of one implementation, compiled together."""
+@functools.cache
+def both(op: str, number: int, implementation: str):
+    """A compiled function of (inputs, dout): (out, gradients)."""
+    case, chosen = CASES[op][number], ops.TABLE[op][implementation]
 
-    @jax.jit
-    def both(inputs, dout):
-        out, saved = op.forward(*inputs, **case.static)
-        return out, *op.backward(saved, dout.astype(out.dtype), *inputs, **case.static)
+    def forward_and_backward(inputs, dout):
+        out, saved = chosen.forward(*inputs, **case.static)
+        backward_inputs = case.backward_inputs(inputs, out)
+        return out, chosen.backward(saved, dout, *backward_inputs, **case.static)
 
-    return both(inputs, make_dout(op, case, inputs))
+    return jax.jit(forward_and_backward)
+
+
+def problem(op: str, number: int, dtype: str):
+    """(inputs, dout) of a case; the same values in every dtype."""
+    case = CASES[op][number]
+    inputs = make_inputs(case, jnp.dtype(dtype))
+    return inputs, make_dout(ops.TABLE[op]["jnp"], case, inputs)
 
 
 def make_dout(op, case: Case, inputs):
     if case.dout is not None:
         return inputs[case.dout]
     out = jax.eval_shape(partial(op.forward, **case.static), *inputs)[0]
-    values = np.random.default_rng(1).normal(size=out.shape)
-    return jnp.asarray(values, jnp.float32).astype(jnp.bfloat16).astype(out.dtype)
+    rng = np.random.default_rng(1)
+
+    def make(x):
+        values = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+        return values.astype(jnp.bfloat16).astype(x.dtype)
+
+    return jax.tree.map(make, out)
 
 
-def exact(op: str, case: Case, inputs) -> list[np.ndarray]:
-    """The float64 result of jnp on the same values."""
+def run(op: str, number: int, implementation: str, dtype: str) -> list:
+    """[outputs..., gradients...] of one implementation on one case."""
+    return jax.tree.leaves(both(op, number, implementation)(*problem(op, number, dtype)))
+
+
+@functools.cache
+def naive(op: str, number: int, dtype: str) -> list[np.ndarray]:
+    """The result of jnp in `dtype`."""
+    return list(map(np.asarray, run(op, number, "jnp", dtype)))
+
+
+@functools.cache
+def exact(op: str, number: int) -> list[np.ndarray]:
+    """The float64 result of jnp."""
     with jax.enable_x64(True):
-        wide = [x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
-                for x in map(jnp.asarray, inputs)]  # fmt: skip
-        return [np.asarray(x) for x in run(ops.TABLE[op]["jnp"], case, wide)]
+        return list(map(np.asarray, run(op, number, "jnp", "float64")))
 
 
 def error(result, reference) -> float:
@@ -53,71 +78,136 @@ def error(result, reference) -> float:
 
 @pytest.mark.parametrize(("op", "number"), ALL)
 def test_backward_is_the_vjp_of_forward(op, number):
-    case, jnp_op = CASES[op][number], ops.TABLE[op]["jnp"]
-    with jax.enable_x64(True):
-        inputs = make_inputs(case, jnp.float64)
-        dout = make_dout(jnp_op, case, inputs)
-        wanted = case.differentiable()
+    case = CASES[op][number]
+    forward = partial(ops.TABLE[op]["jnp"].forward, **case.static)
+    wanted = case.gradients()
 
-        def forward(*variables):
+    @jax.jit
+    def autodiff(inputs, dout):
+        def outputs(*variables):
             full = list(inputs)
             for index, value in zip(wanted, variables, strict=True):
                 full[index] = value
-            return jnp_op.forward(*full, **case.static)[0]
+            return forward(*full)[0]
 
-        _, vjp = jax.vjp(forward, *(inputs[i] for i in wanted))
-        _, *grads = run(jnp_op, case, inputs)
-        for grad, reference in zip(grads, vjp(dout), strict=True):
-            np.testing.assert_allclose(grad, reference, rtol=1e-10, atol=1e-10)
+        out, vjp = jax.vjp(outputs, *(inputs[i] for i in wanted))
+        before = case.backward_inputs(inputs, out)
+        return [
+            grad + before[i] if i == case.so_far else grad
+            for i, grad in zip(wanted, vjp(dout), strict=True)
+        ]
+
+    with jax.enable_x64(True):
+        references = autodiff(*problem(op, number, "float64"))
+    for grad, reference in zip(exact(op, number)[-len(wanted) :], references, strict=True):
+        np.testing.assert_allclose(grad, reference, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("op", "number"), ALL)
 def test_gradients_have_the_dtypes_of_the_contract(op, number, dtype):
     """Activations' gradients in their dtype, parameters' in float32; shapes as the inputs'."""
-    case, jnp_op = CASES[op][number], ops.TABLE[op]["jnp"]
-    inputs = make_inputs(case, jnp.dtype(dtype))
-    _, *grads = run(jnp_op, case, inputs)
-    for index, grad in zip(case.differentiable(), grads, strict=True):
+    case = CASES[op][number]
+    inputs, dout = problem(op, number, dtype)
+    _, grads = jax.eval_shape(both(op, number, "jnp"), inputs, dout)
+    for index, grad in zip(case.gradients(), grads, strict=True):
         activation = case.inputs[index].kind == "tensor" and len(case.inputs[index].shape) == 3
         assert grad.dtype == (dtype if activation else accumulation_dtype(jnp.dtype(dtype)))
         assert grad.shape == inputs[index].shape
 
 
+@pytest.mark.parametrize("isa", ffi.supported_isas())
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("op", "number"), KERNELS)
-def test_kernel_is_as_close_as_jnp(op, number, dtype):
-    case = CASES[op][number]
-    inputs = make_inputs(case, jnp.dtype(dtype))
-    results = run(ops.TABLE[op]["ffi"], case, inputs)
-    naive = run(ops.TABLE[op]["jnp"], case, inputs)
-    for result, same_dtype, reference in zip(results, naive, exact(op, case, inputs), strict=True):
+def test_kernel_is_as_close_as_jnp(use_isa, op, number, dtype, isa):
+    use_isa(isa)
+    results, others = run(op, number, "ffi", dtype), naive(op, number, dtype)
+    for result, same_dtype, reference in zip(results, others, exact(op, number), strict=True):
         assert result.dtype == same_dtype.dtype and result.shape == same_dtype.shape
         rounding = float(jnp.finfo(result.dtype).eps) * np.max(np.abs(reference))
         assert error(result, reference) <= 2 * error(same_dtype, reference) + rounding
 
 
+@pytest.mark.parametrize("isa", ffi.supported_isas())
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("op", "number"), KERNELS)
-def test_kernel_gives_the_same_bits_twice(op, number, dtype):
-    case = CASES[op][number]
-    inputs = make_inputs(case, jnp.dtype(dtype))
-    first, second = (run(ops.TABLE[op]["ffi"], case, inputs) for _ in range(2))
+def test_kernel_gives_the_same_bits_twice(use_isa, op, number, dtype, isa):
+    use_isa(isa)
+    first, second = (run(op, number, "ffi", dtype) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert np.array_equal(np.asarray(a), np.asarray(b))
 
 
 @pytest.mark.parametrize("implementation", ["jnp", "ffi"])
+@pytest.mark.parametrize("op", ["encoder", "matmul", "mlp", "classifier"])
+def test_float32_weights_are_rounded_as_they_are_read(op, implementation):
+    """Beside bfloat16 activations they give the bits that weights rounded beforehand give.
+
+    (Kernels that make the products of bfloat16 in float32 use the weights as they are.)
+    """
+    if implementation == "ffi" and "amx" not in ffi.supported_isas():
+        pytest.skip("this machine makes no products in bfloat16 with AMX")
+    case, chosen = CASES[op][-1], ops.TABLE[op][implementation]
+    rounded, dout = problem(op, len(CASES[op]) - 1, "bfloat16")
+    weights = [i for i, s in enumerate(case.inputs) if s.kind == "tensor" and len(s.shape) == 2]
+    precise = list(rounded)
+    for i in weights:
+        precise[i] = 1.001 * rounded[i].astype(jnp.float32)
+        rounded[i] = precise[i].astype(jnp.bfloat16)
+    dtype = dict(dtype=jnp.bfloat16) if op == "encoder" else {}
+
+    @jax.jit
+    def forward_and_backward(inputs):
+        out, saved = chosen.forward(*inputs, **case.static, **dtype)
+        if op == "encoder":  # its backward reads no weights
+            return out
+        return out, chosen.backward(saved, dout, *inputs, **case.static)
+
+    results = (jax.tree.leaves(forward_and_backward(inputs)) for inputs in (precise, rounded))
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == b.dtype and np.array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("implementation", ["jnp", "ffi"])
 def test_padded_columns_and_ignored_rows_take_no_part(implementation):
     """Whatever the padded rows of wte hold, they get no gradient; an ignored row gives nothing."""
-    case = CASES["classifier"][0]
-    lnf, wte, targets, dlosses = make_inputs(case, jnp.float32)
-    V = case.static["V"]
-    op = ops.TABLE["classifier"][implementation]
-    losses, dlnf, dwte = run(op, case, [lnf, wte, targets, dlosses])
-    other = run(op, case, [lnf, wte.at[V:].set(100.0), targets, dlosses])
-    assert np.array_equal(losses, other[0]) and np.array_equal(dlnf, other[1])
+    function = both("classifier", 0, implementation)
+    (lnf, wte, targets, dlosses), dout = problem("classifier", 0, "float32")
+    V = CASES["classifier"][0].static["V"]
+    losses, (dlnf, dwte) = function([lnf, wte, targets, dlosses], dout)
+    other = function([lnf, wte.at[V:].set(100.0), targets, dlosses], dout)
+    assert np.array_equal(losses, other[0]) and np.array_equal(dlnf, other[1][0])
     assert not np.any(dwte[V:])
     ignored = np.asarray(targets) < 0
     assert ignored.any() and not np.any(np.asarray(losses)[ignored])
     assert not np.any(np.asarray(dlnf)[ignored])
+    nothing = function([lnf, wte, jnp.full_like(targets, -1), dlosses], dout)
+    assert not any(np.any(x) for x in jax.tree.leaves(nothing))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("implementation", ["jnp", "ffi"])
+@pytest.mark.parametrize("number", [0, 3])
+def test_losses_without_a_gradient_are_the_losses(implementation, number, dtype):
+    static = CASES["classifier"][number].static
+    (lnf, wte, targets, dlosses), _ = problem("classifier", number, dtype)
+    forward = jax.jit(partial(ops.TABLE["classifier"][implementation].forward, **static))
+    losses, saved = forward(lnf, wte, targets, None)
+    assert saved is None
+    wanted, _ = forward(lnf, wte, targets, dlosses)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("implementation", ["jnp", "ffi"])
+@pytest.mark.parametrize("number", [0, 4])
+def test_mlp_computes_again_what_was_not_kept(implementation, number, dtype):
+    forward, backward = map(jax.jit, ops.TABLE["mlp"][implementation][:2])
+    inputs, dout = problem("mlp", number, dtype)
+    _, saved = forward(*inputs)
+    wanted = backward(saved, dout, *inputs)
+    for less in (saved._replace(fch_gelu=None), saved._replace(fch=None, fch_gelu=None)):
+        for grad, same in zip(backward(less, dout, *inputs), wanted, strict=True):
+            reference = np.asarray(same, np.float64)
+            rounding = float(jnp.finfo(grad.dtype).eps) * np.max(np.abs(reference))
+            assert error(grad, reference) <= 4 * rounding

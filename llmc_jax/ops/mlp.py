@@ -1,0 +1,75 @@
+"""The MLP of a block: linear layer, GELU, linear layer (llm.c's fch, fch_gelu, fcproj).
+
+One op for the three, so that an implementation may apply the GELU while a tile of the product is
+at hand, forward and backward.
+"""
+
+from typing import NamedTuple
+
+import jax
+from jax import Array
+
+from llmc_jax.ops import gelu, matmul
+from llmc_jax.ops.op import Op, after, run_kernel
+
+
+class Saved(NamedTuple):
+    """What backward needs; it computes again what is None.
+
+    An implementation may leave fch_gelu None always, and the model takes out what --recompute says.
+    """
+
+    fch: Array | None  # (B, T, 4C), before the GELU
+    fch_gelu: Array | None  # (B, T, 4C)
+
+
+def forward(inp, fcw, fcb, fcprojw, fcprojb):
+    """out = gelu(inp @ fcw.T + fcb) @ fcprojw.T + fcprojb.
+
+    inp, out (B,T,C), fcw (4C,C), fcb (4C,), fcprojw (C,4C), fcprojb (C,).
+    """
+    fch, _ = matmul.forward(inp, fcw, fcb)
+    fch_gelu, _ = gelu.forward(fch)
+    out, _ = matmul.forward(fch_gelu, fcprojw, fcprojb)
+    return out, Saved(fch, fch_gelu)
+
+
+def backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
+    """Forward reversed: (dinp, dfcw, dfcb, dfcprojw, dfcprojb), shapes as in forward.
+
+    dinp in the activations' dtype, the gradients of parameters in the accumulation dtype.
+    """
+    fch, fch_gelu = saved
+    if fch is None:
+        fch, _ = matmul.forward(inp, fcw, after(fcb, dout))
+    if fch_gelu is None:
+        fch_gelu, _ = gelu.forward(after(fch, dout))
+    dfch_gelu, dfcprojw, dfcprojb = matmul.backward((), dout, fch_gelu, fcprojw, fcprojb)
+    (dfch,) = gelu.backward((), dfch_gelu, fch)
+    dinp, dfcw, dfcb = matmul.backward((), dfch, inp, fcw, fcb)
+    return dinp, dfcw, dfcb, dfcprojw, dfcprojb
+
+
+def native_forward(inp, fcw, fcb, fcprojw, fcprojb):
+    """`forward` as a kernel. It needs fch_gelu on the way; backward gets it for nothing."""
+    results = jax.eval_shape(forward, inp, fcw, fcb, fcprojw, fcprojb)
+    out, saved = run_kernel("llmc_mlp_forward", results, inp, fcw, fcb, fcprojw, fcprojb)
+    return out, Saved(saved.fch, None)
+
+
+def native_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
+    """`backward` as a kernel, with room for fch_gelu and dfch as further results."""
+    fch = saved.fch
+    if fch is None:
+        fch, _ = matmul.IMPLEMENTATIONS["ffi"].forward(inp, fcw, after(fcb, dout))
+    inputs = (inp, fcw, fcb, fcprojw, fcprojb)
+    gradients = jax.eval_shape(backward, Saved(fch, None), dout, *inputs)
+    results = (gradients, jax.eval_shape(lambda x: (x, x), fch))
+    return run_kernel("llmc_mlp_backward", results, fch, dout, *inputs)[0]
+
+
+JNP = Op(forward, backward)
+IMPLEMENTATIONS = {
+    "jnp": JNP,
+    "ffi": Op(native_forward, native_backward, rounds_weights=True),
+}

@@ -1,0 +1,20 @@
+"""Every implementation of the global norm gives the norm of all leaves together."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llmc_jax import ops
+
+
+@pytest.mark.parametrize("implementation", ops.TABLE["global_norm"])
+def test_it_is_the_norm_of_all_leaves_together(implementation):
+    rng = np.random.default_rng(0)
+    shapes = [(1,), (7,), (65,), (48, 17), (300, 801)]
+    leaves = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    tree = dict(wte=leaves[0], block=tuple(leaves[1:]))
+    norm = jax.jit(ops.TABLE["global_norm"][implementation])(tree)
+    assert norm.dtype == jnp.float32 and norm.shape == ()
+    everything = np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])
+    np.testing.assert_allclose(norm, np.linalg.norm(everything), rtol=1e-6)
