@@ -82,7 +82,7 @@ def select_isa(name: str) -> None:
 def trim_memory() -> None:
     """Give freed memory back to the operating system: what initialisation and compilation left.
 
-    Of GPT-2 124M it is some 100 MiB. Does nothing without the kernels of the CPU.
+    Does nothing without the kernels of the CPU.
     """
     if available("cpu"):
         _cpu().llmc_trim_memory()

@@ -69,6 +69,13 @@ def test_a_choice_that_does_not_exist_lists_what_does(spec, message):
         ops.select(spec, "cpu")
 
 
+def test_an_instruction_set_the_machine_lacks_is_refused_with_those_it_has(use_isa):
+    with pytest.raises(BadInput, match=r"--cpu_isa=sse9: this machine has .*portable"):
+        use_isa("sse9")
+    use_isa("portable")
+    assert ffi.status("cpu").endswith("loaded, portable")
+
+
 def test_the_chosen_kernel_is_what_runs():
     """The compiled program calls the handler by its name, and only where it was chosen."""
     x, w = jnp.ones((1, 4, 8)), jnp.ones(8)
