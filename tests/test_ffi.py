@@ -131,6 +131,33 @@ def test_many_calls_at_once_do_not_wait_for_each_other():
             "expected float32 or bfloat16",
         ),
         (
+            "llmc_matmul_forward",
+            [((1, 4, 8), "f4")],
+            [np.ones((1, 4, 6), "f4"), np.ones((8, 5), "f4"), np.ones(8, "f4")],
+            {},
+            r"weight is \(8,5\), expected \(8,6\)",
+        ),
+        (
+            "llmc_mlp_forward",
+            [((1, 4, 6), "f4"), ((1, 4, 8), "f4"), ((1, 4, 8), "f4")],
+            [
+                np.ones((1, 4, 6), "f4"),
+                np.ones((8, 6), "f4"),
+                np.ones(8, "f4"),
+                np.ones((6, 9), "f4"),
+                np.ones(6, "f4"),
+            ],
+            {},
+            r"fcprojw is \(6,9\), expected \(6,8\)",
+        ),
+        (
+            "llmc_encoder_forward",
+            [((1, 2, 4), "f4")],
+            [np.array([[1, 9]], "i4"), np.ones((8, 4), "f4"), np.ones((2, 4), "f4")],
+            {},
+            "token 9 at 1 is not below Vp = 8",
+        ),
+        (
             "llmc_classifier_losses",
             [((1, 2), "f4")],
             [np.ones((1, 2, 4), "f4"), np.ones((8, 4), "f4"), np.array([[1, 6]], "i4")],

@@ -44,13 +44,13 @@ class Checker {
  public:
   explicit Checker(const char* op) : op_(op) {}
 
-  // Size of dimension i of a buffer of `rank` dimensions, 0 after an error.
+  // Size of dimension i of a buffer of `rank` dimensions, none of them 0; 0 after an error.
   template <typename Buffer>
   int64_t Size(const char* name, const Buffer& buffer, size_t rank, size_t i) {
     auto shape = buffer.dimensions();
-    if (shape.size() == rank) return shape[i];
+    if (shape.size() == rank && shape[i] > 0) return shape[i];
     Fail(std::string(name) + " is " + ShapeString(shape) + ", expected " + std::to_string(rank) +
-         " dimensions");
+         " dimensions, none of them 0");
     return 0;
   }
 
