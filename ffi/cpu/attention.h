@@ -4,13 +4,20 @@
 //   dq = dscores k, dk = dscores^T q, dv = att^T dout
 //
 // Tiles of keys by queries with an online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867;
-// Dao et al. 2022, arXiv:2205.14135): nothing of size T x T, and no tile after the diagonal.
-// A task is a head. Its q, k, v and dout are packed once, and every product is P::Micro on them;
-// scores are laid out so that att and dscores are panels of B where they lie. No sum depends on
-// how the work was cut, so results do not depend on the threads.
+// Dao et al. 2022, arXiv:2205.14135): nothing of size T x T, and no tile after the diagonal. Every
+// product is P::Micro on panels: of q, k, v and dout, packed once, and of att and dscores, whose
+// tiles have the orientation in which they become panels of B without a transpose. A task is a
+// head; with threads to spare, a part of one. No sum depends on it, nor so on the threads.
 //
-// Measured on two cores of a Sapphire Rapids Xeon, B=4, T=1024, NH=12, HS=64, bfloat16 with AMX:
-// 6.9 ms forward, 12.3 backward (PyTorch's SDPA: 14 and 74).
+// Milliseconds on a Sapphire Rapids Xeon, forward / backward, for B=4, T=1024, NH=12, HS=64:
+//                      bfloat16    float
+//   AMX, two cores     4.7 / 11    22 / 52    (PyTorch's SDPA in bfloat16: 14 / 74)
+//   AMX, one core       11 / 23    46 / 107
+//   AVX-512, one core   40 / 100   46 / 107
+//   AVX2, one core      68 / 167   75 / 178
+//   portable, one core 203 / 505  220 / 524
+// With AMX the products take a bit more than half of the time, the weights and their packing most
+// of the rest; a core does not overlap the two by itself.
 #pragma once
 
 #include "cpu/gemm.h"
@@ -68,9 +75,10 @@ struct Attention {
   using Form = typename P::Form;
   static constexpr int64_t kMR = P::kMR, kNR = P::kNR, kPer = Form::kPer;
   static constexpr int kNV = kNR / kLanes;
-  static constexpr int64_t kBlock = 128 / kNR * kNR;
+  static constexpr int64_t kBlock = 128 / kNR * kNR;  // keys or queries; 64 and 256 are slower
   static_assert(kMR % (P::kUnit * kPer) == 0 && kNR % kMR == 0);
-  // Rows of A lie in memory as the tile registers read them: dscores need no transpose for dq.
+  // Tile registers read rows of A as they lie in memory, so that dscores are A for dq without a
+  // transpose, if keys 2 i and 2 i + 1 are in lane i of two vectors: the mixed order of a panel.
   static constexpr bool kTiles = P::kTiles;
 
   int64_t T_, C, HS;
@@ -102,7 +110,7 @@ struct Attention {
         __builtin_prefetch(data + t * stride + d, write, 2);
   }
 
-  // Row r of out = scales * column r of the panel (D,kNR); if `mixed`, column lane * kNV + vector.
+  // Row r of out = scales * column r of the panel (D,kNR), whose order may be mixed.
   template <bool mixed>
   void StorePanel(const float* panel, int64_t rows, const Vec* scales, T* out,
                   int64_t stride) const {
@@ -260,7 +268,7 @@ struct Attention {
     if constexpr (as_a) {
       P::PackA(Operand<T>{data, stride, 1}, rows, HS, steps, out);
     } else if constexpr (kTiles) {
-      // Mixed: row r of a panel is in lane r / kNV of vector r % kNV; see Differentiate.
+      // the mixed order: row r of a panel is in lane r / kNV of vector r % kNV
       for (int64_t r = 0; r < rows; r += kNR)
         for (int64_t x = 0; x < Min<int64_t>(kNV, rows - r); ++x)
           P::PackB(Operand<T>{data + (r + x) * stride, kNV * stride, 1},
