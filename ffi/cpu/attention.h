@@ -9,7 +9,8 @@
 // tiles have the orientation in which they become panels of B without a transpose. A task is a
 // head; with threads to spare, a part of one. No sum depends on it, nor so on the threads.
 //
-// Milliseconds on a Sapphire Rapids Xeon, forward / backward, for B=4, T=1024, NH=12, HS=64:
+// Milliseconds on a Sapphire Rapids Xeon, forward / backward, for B=4, T=1024, NH=12, HS=64, the
+// least of several runs of the kernel alone (medians in JAX: benchmarks/results/cpu_ops.md):
 //                      bfloat16    float
 //   AMX, two cores     4.7 / 11    22 / 52    (PyTorch's SDPA in bfloat16: 14 / 74)
 //   AMX, one core       11 / 23    46 / 107
