@@ -40,7 +40,7 @@ class BenchConfig:
     warmup: int = option(2, "steps of each program before those, not counted", minimum=1)
     programs: str = option(
         "auto,jnp,pytorch,autodiff",
-        "what to time, separated by commas: pytorch and autodiff (jax.value_and_grad and optax) "
+        "what to time, separated by commas: pytorch and autodiff (plain JAX with optax) "
         "are rivals; any other word is our step with that value of --ops, where + stands for its "
         "comma (e.g. auto,jnp,jnp+attention=ffi,pytorch)",
     )

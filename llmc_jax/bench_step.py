@@ -26,7 +26,6 @@ def prepare(task: Task):
     batch = parallel.split(micro_batches, mesh, parallel.MICRO_BATCHES)
     state = parallel.replicate(init_state(initialize(task.model, task.seed)), mesh)
     memory = parallel.replicate(gradient_memory(state.params, task.model, options["cfg"]), mesh)
-
     ffi.trim_memory()
 
     def step() -> float:

@@ -18,6 +18,8 @@ namespace llmc::LLMC_ISA {
 
 // Rows whose logits exist at once: more of them mean fewer passes over dwte, and more memory.
 constexpr int64_t kClassifierRows = 512;
+// Columns that are packed, or whose gradient exists, at once.
+constexpr int64_t kClassifierPiece = 4096;
 
 // The largest of x[0 .. n) and the sum of e^(x - largest).
 inline void RowSoftmax(const float* x, int64_t n, float* largest, float* total) {
@@ -65,9 +67,9 @@ float ClassifierRow(float* logits, int32_t target, const float* dloss, int64_t V
 
 // As Classifier does it by rows.
 template <typename T, typename W>
-void ClassifierByRows(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t Vp, const T* lnf,
-                const W* wte, const int32_t* targets, const float* dlosses, float* losses, T* dlnf,
-                float* dwte) {
+void ClassifierByRows(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t Vp,
+                      const T* lnf, const W* wte, const int32_t* targets, const float* dlosses,
+                      float* losses, T* dlnf, float* dwte) {
   SharedScratch<float> logits_scratch(Min(N, kClassifierRows) * Vp);
   SharedScratch<float> sum_scratch(Min(N, kClassifierRows) * C);
   float *logits = logits_scratch.data(), *sum = sum_scratch.data();
@@ -89,9 +91,8 @@ void ClassifierByRows(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t
     if (!dlosses) continue;
 
     // dlnf: a piece of the vocabulary at a time, so that little is packed at once
-    constexpr int64_t kPiece = 4096;
-    for (int64_t v0 = 0; v0 < Vp; v0 += kPiece) {
-      const int64_t piece = Min(kPiece, Vp - v0);
+    for (int64_t v0 = 0; v0 < Vp; v0 += kClassifierPiece) {
+      const int64_t piece = Min(kClassifierPiece, Vp - v0);
       Gemm<T>(threads, rows, C, piece, Rows(dlogits + v0, Vp * kRatio), Columns(wte + v0 * C, C),
               [&](const Tile& tile) {
                 ForTile(tile, [&](int64_t n, int64_t c, Vec v, int64_t some) {
@@ -125,8 +126,6 @@ void ClassifierByRows(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t
         });
   }
 }
-
-constexpr int64_t kClassifierPiece = 4096;  // columns
 
 // What is known of the log-sum-exp of each row after some of its logits, a lane at a time.
 class RunningSoftmax {

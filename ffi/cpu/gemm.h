@@ -295,7 +295,6 @@ void FetchTile(const Tile& tile, const T* data, int64_t columns) {
 // One of the two operands of a product, in panels of kR rows.
 template <typename T, int kR, auto kPack>
 struct Side {
-  static constexpr int kRows = kR;
   const Operand<T>& m;
   int64_t rows;  // in all
 

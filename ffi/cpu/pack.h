@@ -1,9 +1,10 @@
-// Panels: the order in which the inner loops of matmul.h read their operands.
+// Panels: the order in which the inner loops of gemm.h read their operands.
 //
 // An operand is a matrix of `rows` rows along the product's outer dimension by K along its inner
 // one, in memory in either order. It is cut into panels of R rows, and a panel is a sequence of
 // words of 32 bits: a float, or a pair of bfloat16 that are neighbours along K. Words along K are
-// called steps. Rows and steps that the matrix does not have are 0.
+// called steps. Steps that the matrix does not have are 0; rows it does not have hold anything, and
+// make rows or columns of the product that nobody reads.
 #pragma once
 
 #include "cpu/vec.h"

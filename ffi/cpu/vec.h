@@ -140,7 +140,7 @@ inline void Stream(BF16* p, Vec v) {
 #endif
   Store(p, v);
 }
-// Makes what was streamed visible to other threads; every task that streams ends with it.
+// Makes what was streamed visible to other threads; every epilogue that streams ends with it.
 inline void StreamFence() {
 #if defined(__AVX2__)
   _mm_sfence();
