@@ -10,7 +10,8 @@
 namespace llmc::LLMC_ISA {
 
 constexpr int64_t kChunk = 1 << 15;  // elements in a task
-constexpr int64_t kAhead = 1024;     // elements to fetch ahead: where the hardware stops at each page, 5 % slower
+// elements to fetch ahead: where the hardware stops at each page, 5 % slower
+constexpr int64_t kAhead = 1024;
 
 // Calls body(leaf, start, count) for every chunk of leaves with size(leaf) elements, in parallel;
 // `chunk` counts them in order.
