@@ -1,7 +1,8 @@
 """Finds the kernel libraries, checks that they fit the installed jaxlib, and registers them.
 
 A library lies in the package's folder and exports its handlers as plain C symbols named
-llmc_<op>_<direction>, which are also the names XLA knows them by.
+llmc_<op>_<direction> (of CUDA kernels llmc_cuda_<op>_<direction>), which are also the names XLA
+knows them by.
 """
 
 import ctypes
@@ -9,6 +10,7 @@ import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,11 +19,9 @@ import llmc_jax
 from llmc_jax.config import BadInput
 
 REBUILD = "pip install --force-reinstall --no-deps -e ."
+BUILD_EMULATED = f"{REBUILD} -C cmake.define.LLMC_EMULATED=ON"
 
-# Platform name of jax.devices() -> its library and the name XLA registers handlers under.
-LIBRARIES = {"cpu": ("libllmc_cpu.so", "cpu")}
-
-HANDLERS = (
+CPU_HANDLERS = (
     "llmc_encoder_forward",
     "llmc_encoder_backward",
     "llmc_layernorm_forward",
@@ -40,22 +40,48 @@ HANDLERS = (
     "llmc_global_norm",
 )
 
-
-def available(platform: str) -> bool:
-    """Whether the kernels of `platform` (cpu, gpu, tpu) are loaded and registered."""
-    return not _load(platform)
+CUDA_HANDLERS = ("llmc_cuda_global_norm",)
 
 
-def require(platform: str) -> None:
-    """Raises BadInput with the reason when the kernels of `platform` are not loaded."""
-    if reason := _load(platform):
-        raise BadInput(f"--ops asks for ffi, but {reason}.")
+class Library(NamedTuple):
+    """A library of handlers."""
+
+    file: str
+    xla_platform: str  # what XLA registers its handlers under
+    handlers: tuple[str, ...]
+
+
+LIBRARIES = {
+    "cpu": Library("libllmc_cpu.so", "cpu", CPU_HANDLERS),
+    "cuda": Library("libllmc_cuda.so", "CUDA", CUDA_HANDLERS),
+    # the same kernels, run on the CPU for tests: see ffi/emulator
+    "emulated": Library("libllmc_emulated.so", "cpu", CUDA_HANDLERS),
+}
+
+# Platform name of jax.devices() -> the library of its kernels.
+LIBRARY_OF = {"cpu": "cpu", "gpu": "cuda"}
+
+
+def available(library: str) -> bool:
+    """Whether the kernels of `library` (cpu, cuda, emulated) are loaded and registered."""
+    return not _load(library)
+
+
+def require(library: str, asked: str = "ffi") -> None:
+    """Raises BadInput with the reason when `library`, which --ops=`asked` needs, is not loaded."""
+    if reason := _load(library):
+        raise BadInput(f"--ops asks for {asked}, but {reason}.")
 
 
 def status(platform: str) -> str:
-    """One phrase for the banner: which library is loaded, or why none is."""
-    reason = _load(platform)
-    return reason or f"{LIBRARIES[platform][0]} loaded, {_cpu().llmc_active_isa().decode()}"
+    """One phrase for the banner: which library of `platform` is loaded, or why none is."""
+    if platform not in LIBRARY_OF:
+        return f"there are no kernels for {platform}"
+    library = LIBRARY_OF[platform]
+    if reason := _load(library):
+        return reason
+    loaded = f"{LIBRARIES[library].file} loaded"
+    return f"{loaded}, {_cpu().llmc_active_isa().decode()}" if library == "cpu" else loaded
 
 
 def supported_isas() -> tuple[str, ...]:
@@ -109,20 +135,19 @@ def call(target: str, results: list, aliases: dict[int, int] | None = None) -> C
 
 
 @functools.cache
-def _load(platform: str) -> str:
-    """Load and register the library of `platform`; '' or the reason it was not."""
-    if platform not in LIBRARIES:
-        return f"there are no kernels for {platform}"
-    path = _path(platform)
+def _load(library: str) -> str:
+    """Load and register `library`; '' or the reason it was not."""
+    path = _path(library)
     if path is None:
-        return f"{LIBRARIES[platform][0]} was not built (build it: {REBUILD})"
-    return register(path, LIBRARIES[platform][1])
+        build = BUILD_EMULATED if library == "emulated" else REBUILD
+        return f"{LIBRARIES[library].file} was not built (build it: {build})"
+    return register(path, LIBRARIES[library])
 
 
-def _path(platform: str) -> Path | None:
-    """Where the library of `platform` lies; None if it was not built."""
+def _path(library: str) -> Path | None:
+    """Where `library` lies; None if it was not built."""
     # An editable install keeps Python files and libraries in different folders of the package.
-    paths = [Path(folder) / LIBRARIES[platform][0] for folder in llmc_jax.__path__]
+    paths = [Path(folder) / LIBRARIES[library].file for folder in llmc_jax.__path__]
     return next((path for path in paths if path.exists()), None)
 
 
@@ -135,7 +160,7 @@ def _cpu() -> ctypes.CDLL:
     return library
 
 
-def register(path: Path, xla_platform: str) -> str:
+def register(path: Path, kind: Library) -> str:
     """Register the handlers of the library at `path`; '' or the reason it was refused.
 
     A library built with headers newer than the installed jaxlib must not be registered at all:
@@ -152,9 +177,9 @@ def register(path: Path, xla_platform: str) -> str:
             f"{path.name} was built for XLA FFI 0.{built} and the installed jaxlib speaks "
             f"0.{installed} (rebuild it: {REBUILD})"
         )
-    for handler in HANDLERS:
+    for handler in kind.handlers:
         capsule = jax.ffi.pycapsule(getattr(library, handler))
-        jax.ffi.register_ffi_target(handler, capsule, platform=xla_platform)
+        jax.ffi.register_ffi_target(handler, capsule, platform=kind.xla_platform)
     return ""
 
 

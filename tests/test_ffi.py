@@ -27,23 +27,24 @@ def test_the_library_says_what_it_was_built_with():
 def test_a_library_for_a_newer_ffi_is_refused_before_it_is_registered(monkeypatch):
     monkeypatch.setattr(ffi, "_installed_api_version", lambda: 0)
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: pytest.fail("registered"))
-    reason = ffi.register(library_path(), "cpu")
+    reason = ffi.register(library_path(), ffi.LIBRARIES["cpu"])
     assert "speaks 0.0" in reason and ffi.REBUILD in reason
 
 
 def test_a_file_that_is_no_library_is_refused(tmp_path):
     (tmp_path / "libllmc_cpu.so").write_text("not a library")
-    assert "cannot be loaded" in ffi.register(tmp_path / "libllmc_cpu.so", "cpu")
+    reason = ffi.register(tmp_path / "libllmc_cpu.so", ffi.LIBRARIES["cpu"])
+    assert "cannot be loaded" in reason
 
 
 def test_without_a_library_auto_is_jnp_and_a_named_kernel_is_an_error(monkeypatch):
-    monkeypatch.setattr(ffi, "_load", lambda platform: "libllmc_cpu.so was not built")
+    monkeypatch.setattr(ffi, "_load", lambda library: f"{ffi.LIBRARIES[library].file} was not built")
     assert set(ops.select("auto", "cpu")[1].values()) == {"jnp"}
     with pytest.raises(BadInput, match=r"libllmc_cpu\.so was not built"):
         ops.select("attention=ffi", "cpu")
-    with pytest.raises(BadInput, match="there are no kernels for tpu"):
-        monkeypatch.undo()
-        ops.select("ffi", "tpu")
+    assert set(ops.select("auto", "gpu")[1].values()) == {"jnp"}
+    with pytest.raises(BadInput, match=r"asks for cuda, but libllmc_cuda\.so was not built"):
+        ops.select("global_norm=cuda", "gpu")
 
 
 def test_select_reads_words_from_left_to_right():
@@ -59,7 +60,7 @@ def test_select_reads_words_from_left_to_right():
     ("spec", "message"),
     [
         ("foo", "no op has an implementation 'foo'"),
-        ("attention=cudnn", "attention has no implementation 'cudnn'; it has jnp, ffi"),
+        ("attention=cuda", r"has no implementation 'cuda' on this platform \(cpu\); it has jnp, ffi"),
         ("attn=ffi", "there is no op 'attn'; the ops are encoder"),
         ("attention=", "attention has no implementation ''"),
     ],

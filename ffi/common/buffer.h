@@ -86,6 +86,7 @@ class Checker {
   }
 
   bool ok() const { return !message_; }
+  std::string op() const { return op_; }
   ffi::Error error() const {
     return ffi::Error(ffi::ErrorCode::kInvalidArgument, message_.value_or(""));
   }

@@ -51,54 +51,79 @@ TABLE = {
     "global_norm": global_norm.IMPLEMENTATIONS,
 }
 
+# Where an implementation runs (jax.devices()' platform) and the library it needs, by the first
+# word of its name. jnp runs everywhere and needs none.
+PLATFORM = {"ffi": "cpu", "cuda": "gpu", "cudnn": "gpu", "emulated": "cpu"}
+LIBRARY = {"ffi": "cpu", "cuda": "cuda", "emulated": "emulated"}
+
 # What --ops=auto takes on a platform instead of jnp, where its kernel library is loaded.
 # A line needs a measured gain: benchmarks/results/cpu_ops.md.
-DEFAULTS = {"cpu": dict.fromkeys(TABLE, "ffi")}
+DEFAULTS = {"cpu": {op: "ffi" for op, names in TABLE.items() if "ffi" in names}, "gpu": {}}
 
 
 def select(spec: str, platform: str) -> tuple[Ops, dict[str, str]]:
     """The ops that --ops=`spec` names on `platform` (cpu, gpu, tpu), and their names.
 
-    spec: words separated by commas: auto, jnp or ffi for every op that has it, op=name for one;
-    later words win. Raises BadInput for an op or implementation that does not exist or whose
-    kernel library is not loaded.
+    spec: words separated by commas: auto, or the name of an implementation for every op that has
+    it, or op=name for one; later words win. emulated is cuda on the CPU, by the emulator. Raises
+    BadInput for an op or implementation that does not exist, that does not run on `platform`, or
+    whose kernel library is not loaded.
     """
     chosen = _auto(platform)
     for word in filter(None, spec.split(",")):
         op, _, name = word.rpartition("=")
         if op:
-            chosen[op] = _named(op, name, word)
+            chosen[op] = _named(op, name, word, platform)
         elif name == "auto":
             chosen = _auto(platform)
         else:
-            chosen |= _everywhere(name)
-    if "ffi" in chosen.values():
-        ffi.require(platform)
-    return Ops(**{op: TABLE[op][name] for op, name in chosen.items()}), chosen
+            chosen |= _everywhere(name, platform)
+    for name in chosen.values():
+        if library := LIBRARY.get(_family(name)):
+            ffi.require(library, asked=name)
+    return Ops(**{op: implementation(op, name) for op, name in chosen.items()}), chosen
+
+
+def implementation(op: str, name: str):
+    """The implementation `name` of `op`."""
+    return TABLE[op][name.replace("emulated", "cuda")]
+
+
+def names(op: str, platform: str) -> tuple[str, ...]:
+    """The implementations of `op` that run on `platform`."""
+    every = dict.fromkeys(TABLE[op])
+    every |= {name.replace("cuda", "emulated"): None for name in TABLE[op]}
+    return tuple(name for name in every if PLATFORM.get(_family(name), platform) == platform)
+
+
+def _family(name: str) -> str:
+    return name.partition("_")[0]
 
 
 def _auto(platform: str) -> dict[str, str]:
     """The default row of a platform; jnp throughout where its library is not loaded."""
-    row = DEFAULTS.get(platform, {}) if ffi.available(platform) else {}
+    library = ffi.LIBRARY_OF.get(platform)
+    row = DEFAULTS.get(platform, {}) if library and ffi.available(library) else {}
     return {op: row.get(op, "jnp") for op in TABLE}
 
 
-def _named(op: str, name: str, word: str) -> str:
+def _named(op: str, name: str, word: str, platform: str) -> str:
     if op not in TABLE:
         raise BadInput(f"--ops={word}: there is no op '{op}'; the ops are {', '.join(TABLE)}.")
-    if name not in TABLE[op]:
+    if name not in names(op, platform):
         raise BadInput(
-            f"--ops={word}: {op} has no implementation '{name}'; it has {', '.join(TABLE[op])}."
+            f"--ops={word}: {op} has no implementation '{name}' on this platform ({platform}); "
+            f"it has {', '.join(names(op, platform))}."
         )
     return name
 
 
-def _everywhere(name: str) -> dict[str, str]:
-    row = {op: name for op, implementations in TABLE.items() if name in implementations}
+def _everywhere(name: str, platform: str) -> dict[str, str]:
+    row = {op: name for op in TABLE if name in names(op, platform)}
     if not row:
-        names = sorted({name for implementations in TABLE.values() for name in implementations})
+        every = sorted({name for op in TABLE for name in names(op, platform)})
         raise BadInput(
-            f"--ops={name}: no op has an implementation '{name}'; "
-            f"write auto, {', '.join(names)}, or op=name."
+            f"--ops={name}: no op has an implementation '{name}' on this platform ({platform}); "
+            f"write auto, {', '.join(every)}, or op=name."
         )
     return row

@@ -16,4 +16,13 @@ def native_global_norm(grads):
     return run_kernel("llmc_global_norm", jax.eval_shape(global_norm, grads), grads)
 
 
-IMPLEMENTATIONS = {"jnp": global_norm, "ffi": native_global_norm}
+PARTIALS = 512  # kNormPartials of ffi/cuda/kernels.h
+
+
+def cuda_global_norm(grads):
+    """`global_norm` as one kernel over all leaves, with room for its partial sums."""
+    results = (jax.eval_shape(global_norm, grads), jax.ShapeDtypeStruct((PARTIALS,), jnp.float32))
+    return run_kernel("llmc_cuda_global_norm", results, grads)[0]
+
+
+IMPLEMENTATIONS = {"jnp": global_norm, "ffi": native_global_norm, "cuda": cuda_global_norm}

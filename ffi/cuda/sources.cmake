@@ -1,0 +1,7 @@
+# The files of the CUDA kernels, used by the library, by its emulation and by the driver in tests/.
+set(LLMC_CUDA_KERNELS
+  global_norm.cu)
+set(LLMC_CUDA_HANDLERS
+  global_norm.cc)
+list(TRANSFORM LLMC_CUDA_KERNELS PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
+list(TRANSFORM LLMC_CUDA_HANDLERS PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
