@@ -5,6 +5,7 @@ FlashAttention does (Dao et al. 2022, arXiv:2205.14135), so nothing of size T x 
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logsumexp
 
+from llmc_jax.config import BadInput
 from llmc_jax.ops.op import Op, accumulation_dtype, native, run_kernel
 
 
@@ -91,8 +93,47 @@ def native_forward(qkv, *, NH):
     return saved.out, saved
 
 
+class JaxSaved(NamedTuple):
+    out: Array  # (B, T, C)
+    vjp: Callable  # JAX's own backward with what it needs, a tree of arrays
+
+
+def from_jax(implementation: str) -> Op:
+    """jax.nn.dot_product_attention with the backward that comes with it: "cudnn" or "xla".
+
+    It takes q, k and v apart: copies of qkv's parts forward, and of dqkv's backward.
+    """
+
+    def attention(qkv, NH):
+        B, T, _ = qkv.shape
+        q, k, v = (x.reshape(B, T, NH, -1) for x in jnp.split(qkv, 3, axis=-1))
+        try:
+            out = jax.nn.dot_product_attention(
+                q, k, v, is_causal=True, implementation=implementation
+            )
+        except (
+            RuntimeError,
+            ValueError,
+            NotImplementedError,
+        ) as error:  # not on this GPU, not this type
+            raise BadInput(
+                f"--ops=attention={implementation}: {error}; attention=jnp takes everything."
+            ) from error
+        return out.reshape(B, T, -1)
+
+    def forward(qkv, *, NH):
+        out, vjp = jax.vjp(partial(attention, NH=NH), qkv)
+        return out, JaxSaved(out, vjp)
+
+    def backward(saved, dout, qkv, *, NH):
+        return saved.vjp(dout)
+
+    return Op(forward, backward)
+
+
 JNP = Op(forward, backward)
 IMPLEMENTATIONS = {
     "jnp": JNP,
     "ffi": Op(native_forward, native("attention", like=JNP).backward),
+    "cudnn": from_jax("cudnn"),
 }
