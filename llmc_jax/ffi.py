@@ -19,7 +19,14 @@ import llmc_jax
 from llmc_jax.config import BadInput
 
 REBUILD = "pip install --force-reinstall --no-deps -e ."
-BUILD_EMULATED = f"{REBUILD} -C cmake.define.LLMC_EMULATED=ON"
+_BUILD = {
+    "cpu": REBUILD,
+    "cuda": f"{REBUILD} -C cmake.define.LLMC_CUDA=ON, with nvcc 12.4 or newer",
+    "emulated": f"{REBUILD} -C cmake.define.LLMC_EMULATED=ON",
+}
+
+# The first compute capability that the CUDA kernels are built for.
+OLDEST_GPU = "8.0"
 
 CPU_HANDLERS = (
     "llmc_encoder_forward",
@@ -80,8 +87,8 @@ def status(platform: str) -> str:
     library = LIBRARY_OF[platform]
     if reason := _load(library):
         return reason
-    loaded = f"{LIBRARIES[library].file} loaded"
-    return f"{loaded}, {_cpu().llmc_active_isa().decode()}" if library == "cpu" else loaded
+    detail = _cpu().llmc_active_isa() if library == "cpu" else _library("cuda").llmc_cuda_build()
+    return f"{LIBRARIES[library].file} loaded, {detail.decode()}"
 
 
 def supported_isas() -> tuple[str, ...]:
@@ -139,9 +146,22 @@ def _load(library: str) -> str:
     """Load and register `library`; '' or the reason it was not."""
     path = _path(library)
     if path is None:
-        build = BUILD_EMULATED if library == "emulated" else REBUILD
-        return f"{LIBRARIES[library].file} was not built (build it: {build})"
+        return f"{LIBRARIES[library].file} was not built (build it: {_BUILD[library]})"
+    if library == "cuda" and (reason := _unfit_gpu(jax.devices())):
+        return reason
     return register(path, LIBRARIES[library])
+
+
+def _unfit_gpu(devices: list) -> str:
+    """Why the CUDA kernels cannot run on one of `devices`; '' if they can."""
+    for device in devices:
+        capability = getattr(device, "compute_capability", OLDEST_GPU)
+        if tuple(map(int, capability.split("."))) < tuple(map(int, OLDEST_GPU.split("."))):
+            return (
+                f"{LIBRARIES['cuda'].file} needs compute capability {OLDEST_GPU} (A100) or "
+                f"newer, and {device.device_kind} has {capability}"
+            )
+    return ""
 
 
 def _path(library: str) -> Path | None:
@@ -152,12 +172,17 @@ def _path(library: str) -> Path | None:
 
 
 @functools.cache
+def _library(library: str) -> ctypes.CDLL:
+    """A loaded library, for its plain C functions."""
+    loaded = ctypes.CDLL(str(_path(library)))
+    for name in ("llmc_active_isa", "llmc_supported_isas", "llmc_cuda_build"):
+        if hasattr(loaded, name):
+            getattr(loaded, name).restype = ctypes.c_char_p
+    return loaded
+
+
 def _cpu() -> ctypes.CDLL:
-    """The loaded library of the CPU, for its plain C functions."""
-    library = ctypes.CDLL(str(_path("cpu")))
-    library.llmc_active_isa.restype = ctypes.c_char_p
-    library.llmc_supported_isas.restype = ctypes.c_char_p
-    return library
+    return _library("cpu")
 
 
 def register(path: Path, kind: Library) -> str:
