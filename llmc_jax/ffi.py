@@ -47,7 +47,11 @@ CPU_HANDLERS = (
     "llmc_global_norm",
 )
 
-CUDA_HANDLERS = ("llmc_cuda_global_norm",)
+CUDA_HANDLERS = (
+    "llmc_cuda_classifier_forward",
+    "llmc_cuda_classifier_losses",
+    "llmc_cuda_global_norm",
+)
 
 
 class Library(NamedTuple):

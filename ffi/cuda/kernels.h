@@ -29,4 +29,12 @@ constexpr int kNormPartials = 512;
 Status GlobalNorm(Stream stream, int count, const float* const* arrays, const int64_t* sizes,
                   float* partials, float* norm);
 
+// ---- classifier.cu
+
+// logits (N,Vp) of `type` become their gradient; targets (N), dlosses (N), losses (N).
+Status ClassifierForward(Stream stream, Type type, int64_t N, int V, int Vp, const int* targets,
+                         const float* dlosses, void* logits, float* losses);
+Status ClassifierLosses(Stream stream, Type type, int64_t N, int V, int Vp, const int* targets,
+                        const void* logits, float* losses);
+
 }  // namespace llmc::cuda

@@ -1,7 +1,9 @@
 # The files of the CUDA kernels, used by the library, by its emulation and by the driver in tests/.
 set(LLMC_CUDA_KERNELS
+  classifier.cu
   global_norm.cu)
 set(LLMC_CUDA_HANDLERS
+  classifier.cc
   global_norm.cc)
 list(TRANSFORM LLMC_CUDA_KERNELS PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 list(TRANSFORM LLMC_CUDA_HANDLERS PREPEND "${CMAKE_CURRENT_LIST_DIR}/")

@@ -5,6 +5,7 @@
 int main() {
   using namespace llmc::cuda::test;
   TestEmulator();
+  TestClassifier();
   TestElementwise();
   std::printf(failures ? "%d failures\n" : "all CUDA kernels passed\n", failures);
   return failures ? 1 : 0;

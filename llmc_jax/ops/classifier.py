@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from llmc_jax.ops.matmul import dot, rows
 from llmc_jax.ops.op import Op, run_kernel
@@ -59,7 +59,7 @@ def backward(saved, dout, lnf, wte, targets, dlosses, *, V):
 
 
 class Gradients(NamedTuple):
-    """What the kernel's forward saves: the gradients themselves."""
+    """What a forward saves that makes the gradients themselves."""
 
     dlnf: Array  # (B, T, C)
     dwte: Array  # (Vp, C)
@@ -76,13 +76,70 @@ def native_forward(lnf, wte, targets, dlosses, *, V):
     return run_kernel("llmc_classifier_forward", (losses, Gradients(*gradients)), *inputs, V=V)
 
 
-def native_backward(saved, dout, lnf, wte, targets, dlosses, *, V):
-    """dlnf, dwte as `native_forward` left them."""
+def rounded_logits(lnf, wte):
+    """`logits` in the dtype of lnf, which is what the CUDA kernel reads once and writes once."""
+    over_channels = (((1,), (1,)), ((), ()))
+    wte = wte.astype(lnf.dtype)
+    return lax.dot_general(rows(lnf), wte, over_channels, preferred_element_type=lnf.dtype)
+
+
+def cuda_forward(lnf, wte, targets, dlosses, *, V):
+    """`forward` with a kernel that turns logits into their gradient in their place."""
+    z = rounded_logits(lnf, wte)
+    losses = jax.ShapeDtypeStruct(targets.shape, jnp.float32)
+    if dlosses is None:
+        return run_kernel("llmc_cuda_classifier_losses", losses, z, targets, V=V), None
+    results = (losses, Saved(jax.ShapeDtypeStruct(z.shape, z.dtype)))
+    inputs = (z, targets, dlosses)
+    return run_kernel("llmc_cuda_classifier_forward", results, *inputs, aliases={0: 1}, V=V)
+
+
+CHUNK = 8192  # rows, so 824 MB of bfloat16 logits with GPT-2's vocabulary
+
+
+def cuda_chunked_forward(lnf, wte, targets, dlosses, *, V, chunk=CHUNK):
+    """`cuda_forward` for small memories: the logits of `chunk` rows at a time, which are used up.
+
+    Saves the gradients themselves. dwte is a sum over chunks, so it is read and written for each.
+    """
+    N, C = targets.size, lnf.shape[-1]
+    per_row = (lnf.reshape(N, C), targets.reshape(N))
+    if dlosses is not None:
+        per_row += (dlosses.reshape(N),)
+
+    def of_rows(lnf, targets, dlosses=None):
+        """(dwte, what a row has of its own): of losses only, dwte is none."""
+        losses, saved = cuda_forward(lnf[None], wte, targets, dlosses, V=V)
+        if saved is None:
+            return (), (losses,)
+        dlnf, dwte = backward(saved, losses, lnf[None], wte, targets, dlosses, V=V)
+        return dwte, (losses, dlnf[0])
+
+    def step(dwte, of_chunk):
+        more, results = of_rows(*of_chunk)
+        return jax.tree.map(jnp.add, dwte, more), results
+
+    first = (N - 1) % chunk + 1  # as many rows as fill no chunk of their own
+    dwte, results = of_rows(*(x[:first] for x in per_row))
+    chunks = [x[first:].reshape(-1, chunk, *x.shape[1:]) for x in per_row]
+    dwte, others = lax.scan(step, dwte, chunks)
+    losses, *dlnf = (
+        jnp.concatenate([x, rest.reshape(-1, *x.shape[1:])])
+        for x, rest in zip(results, others, strict=True)
+    )
+    losses = losses.reshape(targets.shape)
+    return losses, Gradients(dlnf[0].reshape(lnf.shape), dwte) if dlnf else None
+
+
+def saved_gradients(saved, dout, lnf, wte, targets, dlosses, *, V):
+    """dlnf, dwte as forward left them."""
     return tuple(saved)
 
 
 JNP = Op(forward, backward)
 IMPLEMENTATIONS = {
     "jnp": JNP,
-    "ffi": Op(native_forward, native_backward, rounds_weights=True),
+    "ffi": Op(native_forward, saved_gradients, rounds_weights=True),
+    "cuda": Op(cuda_forward, backward),
+    "cuda_chunked": Op(cuda_chunked_forward, saved_gradients),
 }

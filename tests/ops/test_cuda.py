@@ -4,13 +4,65 @@ A kernel may be at most twice as far from the float64 result as jnp in the kerne
 one rounding), whatever the order of its threads.
 """
 
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from llmc_jax import ops
-from tests.ops import emulator
+from llmc_jax.ops import classifier
+from llmc_jax.ops.cases import CASES
+from tests.ops import emulator, test_ops
+
+# Attention has a file of its own. Left out is what takes long and shows nothing new.
+KERNELS = [
+    (op, number)
+    for op, cases in CASES.items()
+    if op != "attention" and "cuda" in ops.TABLE[op]
+    for number in range(len(cases))
+    if (op, number) not in [("classifier", 5), ("classifier", 6)]
+]
+
+
+def run(op: str, number: int, dtype: str, schedule: int) -> list[np.ndarray]:
+    """[outputs..., gradients...] of one case, emulated."""
+    with emulator.machine(schedule):
+        return list(map(np.asarray, test_ops.run(op, number, "cuda", dtype)))
+
+
+def allowances(op: str, number: int, dtype: str) -> list[float]:
+    """What each result may be further away from the exact one than rounding explains.
+
+    Of the classifier in bfloat16: what rounding its logits does. The kernel is given them in the
+    dtype of the activations, and jnp keeps them in float32.
+    """
+    if op != "classifier" or dtype != "bfloat16":
+        return [0.0] * len(test_ops.exact(op, number))
+    inputs = test_ops.problem(op, number, "float32")[0]
+    lnf, wte, _, dlosses = (np.abs(np.asarray(x, np.float64)) for x in inputs)
+    logits = np.asarray(classifier.logits(*inputs[:2]), np.float64)
+    off = float(jnp.finfo(dtype).eps) * np.abs(logits).max()
+    dlogits = off * dlosses.max()
+    return [off, dlogits * wte.max(), dlogits * lnf.max()]
+
+
+@pytest.mark.parametrize("dtype", test_ops.DTYPES)
+@pytest.mark.parametrize(("op", "number"), KERNELS)
+def test_kernel_is_as_close_as_jnp(op, number, dtype):
+    """And the same bits in every order of threads."""
+    results, *others = (run(op, number, dtype, schedule) for schedule in emulator.SCHEDULES)
+    for other in others:
+        assert all(map(np.array_equal, results, other))
+    naive, exact = test_ops.naive(op, number, dtype), test_ops.exact(op, number)
+    allowed = allowances(op, number, dtype)
+    for result, same_dtype, reference, more in zip(results, naive, exact, allowed, strict=True):
+        assert result.dtype == same_dtype.dtype and result.shape == same_dtype.shape
+        error, error_of_jnp = (test_ops.error(x, reference) for x in (result, same_dtype))
+        rounding = float(jnp.finfo(result.dtype).eps) * np.max(np.abs(reference))
+        assert error <= 2 * error_of_jnp + rounding + more
 
 
 @pytest.mark.parametrize("schedule", emulator.SCHEDULES)
@@ -22,3 +74,44 @@ def test_global_norm(schedule):
         norm = jax.jit(ops.implementation("global_norm", "emulated"))(grads)
     reference = np.sqrt(sum(np.sum(np.asarray(g, np.float64) ** 2) for g in grads))
     np.testing.assert_allclose(norm, reference, rtol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", [80, 86])
+def test_classifier_where_a_row_does_not_fit_in_shared_memory(architecture):
+    wanted = run("classifier", 2, "float32", 0)
+    with emulator.machine(architecture=architecture):
+        results = test_ops.run("classifier", 2, "cuda", "float32")
+    assert all(map(np.array_equal, results, wanted))
+
+
+def test_classifier_writes_over_the_logits():
+    """And XLA makes no copy of them for that."""
+    emulator.library()
+    case = CASES["classifier"][4]
+    lowered = test_ops.both("classifier", 4, "cuda").lower(
+        *test_ops.problem("classifier", 4, "float32")
+    )
+    (call,) = re.findall("custom_call @llmc_cuda_classifier_forward.*", lowered.as_text())
+    assert "output_tuple_indices = [1], operand_index = 0" in call
+    B, T = case.inputs[2].shape
+    logits = rf"f32\[{B * T},{case.inputs[1].shape[0]}\]"
+    compiled = lowered.compile().as_text()
+    assert re.search(rf"{logits}.*custom-call", compiled)
+    assert not re.search(rf"{logits}\S* copy\(", compiled)
+
+
+@pytest.mark.parametrize(("chunk", "dtype"), [(65, "float32"), (130, "bfloat16")])
+def test_classifier_in_chunks_is_the_classifier(chunk, dtype):
+    (lnf, wte, targets, dlosses), dout = test_ops.problem("classifier", 4, dtype)
+    static = CASES["classifier"][4].static
+    inputs = (lnf, wte, targets, dlosses)
+    wanted, saved = jax.jit(partial(classifier.cuda_forward, **static))(*inputs)
+    gradients = classifier.backward(saved, dout, *inputs, **static)
+    chunked = jax.jit(partial(classifier.cuda_chunked_forward, **static, chunk=chunk))
+    losses, saved = chunked(*inputs)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(chunked(lnf, wte, targets, None)[0], wanted, rtol=1e-5, atol=1e-5)
+    for result, reference in zip(saved, gradients, strict=True):
+        reference = np.asarray(reference, np.float64)
+        rounding = float(jnp.finfo(result.dtype).eps) * np.abs(reference).max()
+        assert test_ops.error(result, reference) <= 8 * rounding

@@ -1,0 +1,70 @@
+// What the kernels that are bound by memory share: several numbers at once or, where the layout
+// does not allow that, one; sums over a block; how much shared memory there is.
+#pragma once
+
+#include "cuda/ptx.cuh"
+
+namespace llmc::cuda {
+
+// In the place of a Vec where numbers are not aligned to 16 bytes.
+template <typename T>
+struct One {
+  static constexpr int kSize = 1;
+  T at[1];
+
+  __device__ static One Load(const T* from) { return {*from}; }
+  __device__ static One LoadStreaming(const T* from) { return {*from}; }
+  __device__ void Store(T* to) const { *to = at[0]; }
+  __device__ void StoreStreaming(T* to) const { *to = at[0]; }
+};
+
+template <typename Vector>
+__device__ inline void ToFloats(float (&x)[Vector::kSize], const Vector& vector) {
+#pragma unroll
+  for (int k = 0; k < Vector::kSize; ++k) x[k] = ToFloat(vector.at[k]);
+}
+
+template <typename Vector>
+__device__ inline Vector FromFloats(const float (&x)[Vector::kSize]) {
+  using T = std::decay_t<decltype(Vector::at[0])>;
+  Vector result;
+  if constexpr (sizeof(T) == 2 && Vector::kSize > 1) {
+    auto* pairs = reinterpret_cast<uint32_t*>(&result);
+#pragma unroll
+    for (int k = 0; k < Vector::kSize; k += 2) pairs[k / 2] = ptx::Pack<T>(x[k], x[k + 1]);
+  } else {
+#pragma unroll
+    for (int k = 0; k < Vector::kSize; ++k) result.at[k] = FromFloat<T>(x[k]);
+  }
+  return result;
+}
+
+// Like BlockSum.
+__device__ inline float BlockMax(float x, float* room) {
+  int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  int warps = blockDim.x / kWarpSize;
+  x = WarpMax(x);
+  if (lane == 0) room[warp] = x;
+  __syncthreads();
+  return WarpMax(room[lane < warps ? lane : 0]);
+}
+
+inline bool Aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// Bytes of shared memory that a block may have on the device in use.
+#ifdef LLMC_EMULATED
+inline int SharedMemoryLimit() {
+  int architecture = Architecture();
+  return architecture == 80 ? 163 << 10 : architecture == 90 || architecture == 100 ? 227 << 10
+                                                                                    : 99 << 10;
+}
+#else
+inline int SharedMemoryLimit() {
+  int device = 0, bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return bytes;
+}
+#endif
+
+}  // namespace llmc::cuda
