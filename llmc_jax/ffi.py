@@ -48,6 +48,8 @@ CPU_HANDLERS = (
 )
 
 CUDA_HANDLERS = (
+    "llmc_cuda_attention_forward",
+    "llmc_cuda_attention_backward",
     "llmc_cuda_classifier_forward",
     "llmc_cuda_classifier_losses",
     "llmc_cuda_global_norm",

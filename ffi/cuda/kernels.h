@@ -37,4 +37,22 @@ Status ClassifierForward(Stream stream, Type type, int64_t N, int V, int Vp, con
 Status ClassifierLosses(Stream stream, Type type, int64_t N, int V, int Vp, const int* targets,
                         const void* logits, float* losses);
 
+// ---- attention.cu
+
+// HS: 64 or 128 in bfloat16 and float16, at most 128 in float32; T below 2^30.
+struct AttentionSizes {
+  int64_t B, T, NH, HS;
+};
+
+// out = softmax(q k^T / sqrt(HS), causal) v; qkv (B,T,3C): q, k and v, each (NH,HS); out (B,T,C);
+// lse (B,NH,T): the logarithm of the sum of exp of a query's scaled scores.
+Status AttentionForward(Stream stream, Type type, AttentionSizes sizes, const void* qkv, void* out,
+                        float* lse);
+
+// dqkv (B,T,3C). Scratch: delta (B,NH,T); dq_sum (B,T,C), used only where not `deterministic` and
+// not float32. Not deterministic: dq is a sum in the order in which blocks come to it.
+Status AttentionBackward(Stream stream, Type type, AttentionSizes sizes, bool deterministic,
+                         const void* out, const float* lse, const void* dout, const void* qkv,
+                         void* dqkv, float* delta, float* dq_sum);
+
 }  // namespace llmc::cuda

@@ -80,11 +80,22 @@ __device__ inline void Mma<f16>(float (&c)[4], const uint32_t (&a)[4], uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Stores two numbers of 16 bits to shared memory, aligned to 4 bytes.
+__device__ inline void StoreShared(void* shared, uint32_t both) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(SharedAddress(shared)), "r"(both) : "memory");
+}
+
 // Starts to copy 16 bytes from global to shared memory; zeros where not `valid`, and then `global`
 // is not read.
 __device__ inline void CopyAsync16(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(shared)),
                "l"(global), "r"(valid ? 16 : 0)
+               : "memory");
+}
+// The same of 4 bytes.
+__device__ inline void CopyAsync4(void* shared, const void* global, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(SharedAddress(shared)),
+               "l"(global), "r"(valid ? 4 : 0)
                : "memory");
 }
 // Closes a group of copies; waits until at most the last `kBut` groups of this thread are under
@@ -93,6 +104,16 @@ __device__ inline void CopyAsyncCommit() { asm volatile("cp.async.commit_group;"
 template <int kBut>
 __device__ inline void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kBut) : "memory");
+}
+
+// sum[0] += x and sum[1] += y in global memory, aligned to 8 bytes.
+__device__ inline void AtomicAdd2(float* sum, float x, float y) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(sum), "f"(x), "f"(y) : "memory");
+#else
+  asm volatile("red.global.add.f32 [%0], %1;" ::"l"(sum), "f"(x) : "memory");
+  asm volatile("red.global.add.f32 [%0], %1;" ::"l"(sum + 1), "f"(y) : "memory");
+#endif
 }
 
 }  // namespace llmc::cuda::ptx

@@ -1,8 +1,13 @@
 # The files of the CUDA kernels, used by the library, by its emulation and by the driver in tests/.
 set(LLMC_CUDA_KERNELS
+  attention.cu
+  attention_mma_backward.cu
+  attention_mma_forward.cu
+  attention_plain.cu
   classifier.cu
   global_norm.cu)
 set(LLMC_CUDA_HANDLERS
+  attention.cc
   classifier.cc
   global_norm.cc)
 list(TRANSFORM LLMC_CUDA_KERNELS PREPEND "${CMAKE_CURRENT_LIST_DIR}/")

@@ -78,23 +78,41 @@ void Mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   });
 }
 
-inline void CopyAsync16(void* shared, const void* global, bool valid) {
-  CheckShared(shared, 16, 16);
-  if (valid && reinterpret_cast<uintptr_t>(global) % 16)
+inline void StoreShared(void* shared, uint32_t both) {
+  CheckShared(shared, 4, 4);
+  std::memcpy(shared, &both, 4);
+}
+
+template <int kBytes>
+void CopyAsync(void* shared, const void* global, bool valid) {
+  CheckShared(shared, kBytes, kBytes);
+  if (valid && reinterpret_cast<uintptr_t>(global) % kBytes)
     emulator::Fail("a copy from an address that is not aligned");
   // cp.async promises nothing until it is waited for: neither the old nor the new contents.
-  if (emulator::Schedule()) std::memset(shared, 0xff, 16);
+  if (emulator::Schedule()) std::memset(shared, 0xff, kBytes);
   emulator::thread->copies.Add([=] {
     if (valid)
-      std::memcpy(shared, global, 16);
+      std::memcpy(shared, global, kBytes);
     else
-      std::memset(shared, 0, 16);
+      std::memset(shared, 0, kBytes);
   });
+}
+inline void CopyAsync16(void* shared, const void* global, bool valid) {
+  CopyAsync<16>(shared, global, valid);
+}
+inline void CopyAsync4(void* shared, const void* global, bool valid) {
+  CopyAsync<4>(shared, global, valid);
 }
 inline void CopyAsyncCommit() { emulator::thread->copies.Commit(); }
 template <int kBut>
 void CopyAsyncWait() {
   emulator::thread->copies.Wait(kBut);
+}
+
+inline void AtomicAdd2(float* sum, float x, float y) {
+  if (reinterpret_cast<uintptr_t>(sum) % 8) emulator::Fail("an address that is not aligned");
+  sum[0] += x;
+  sum[1] += y;
 }
 
 }  // namespace llmc::cuda::ptx

@@ -102,6 +102,7 @@ inline void InEverySchedule(const std::string& name, const std::function<void()>
 
 // The files beside this one.
 void TestEmulator();
+void TestAttention();
 void TestClassifier();
 void TestElementwise();
 

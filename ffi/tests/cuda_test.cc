@@ -5,6 +5,7 @@
 int main() {
   using namespace llmc::cuda::test;
   TestEmulator();
+  TestAttention();
   TestClassifier();
   TestElementwise();
   std::printf(failures ? "%d failures\n" : "all CUDA kernels passed\n", failures);

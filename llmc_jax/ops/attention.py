@@ -93,6 +93,33 @@ def native_forward(qkv, *, NH):
     return saved.out, saved
 
 
+def cuda(deterministic: bool) -> Op:
+    """The kernels of ffi/cuda; deterministic: with the same dqkv every time, a little later."""
+
+    def forward(qkv, *, NH):
+        _, results = jax.eval_shape(partial(JNP.forward, NH=NH), qkv)
+        saved = run_kernel("llmc_cuda_attention_forward", results, qkv, NH=NH)
+        return saved.out, saved
+
+    def backward(saved, dout, qkv, *, NH):
+        B, T, C = dout.shape
+        sums = not deterministic and qkv.dtype != jnp.float32
+        dq_sum = (B if sums else 0, T, C)
+        scratch = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (saved.lse.shape, dq_sum))
+        dqkv, *_ = run_kernel(
+            "llmc_cuda_attention_backward",
+            (jax.ShapeDtypeStruct(qkv.shape, qkv.dtype), *scratch),
+            saved,
+            dout,
+            qkv,
+            NH=NH,
+            deterministic=deterministic,
+        )
+        return (dqkv,)
+
+    return Op(forward, backward)
+
+
 class JaxSaved(NamedTuple):
     out: Array  # (B, T, C)
     vjp: Callable  # JAX's own backward with what it needs, a tree of arrays
@@ -135,5 +162,7 @@ JNP = Op(forward, backward)
 IMPLEMENTATIONS = {
     "jnp": JNP,
     "ffi": Op(native_forward, native("attention", like=JNP).backward),
+    "cuda": cuda(deterministic=False),
+    "cuda_deterministic": cuda(deterministic=True),
     "cudnn": from_jax("cudnn"),
 }

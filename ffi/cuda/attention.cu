@@ -1,0 +1,26 @@
+// Causal multi-head attention (llm.c attention.cuh), which kernel for which type and device.
+#include "cuda/attention.cuh"
+
+namespace llmc::cuda {
+
+Status AttentionForward(Stream stream, Type type, AttentionSizes sizes, const void* qkv, void* out,
+                        float* lse) {
+  if (type == Type::kF32)
+    return AttentionForwardPlain(stream, sizes, static_cast<const float*>(qkv),
+                                 static_cast<float*>(out), lse);
+  return AttentionForwardMma(stream, type, sizes, qkv, out, lse);
+}
+
+Status AttentionBackward(Stream stream, Type type, AttentionSizes sizes, bool deterministic,
+                         const void* out, const float* lse, const void* dout, const void* qkv,
+                         void* dqkv, float* delta, float* dq_sum) {
+  if (type == Type::kF32)
+    return AttentionBackwardPlain(stream, sizes, static_cast<const float*>(out), lse,
+                                  static_cast<const float*>(dout),
+                                  static_cast<const float*>(qkv), static_cast<float*>(dqkv),
+                                  delta);
+  return AttentionBackwardMma(stream, type, sizes, deterministic, out, lse, dout, qkv, dqkv, delta,
+                              dq_sum);
+}
+
+}  // namespace llmc::cuda
