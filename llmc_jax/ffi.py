@@ -52,6 +52,7 @@ CUDA_HANDLERS = (
     "llmc_cuda_attention_backward",
     "llmc_cuda_classifier_forward",
     "llmc_cuda_classifier_losses",
+    "llmc_cuda_encoder_backward",
     "llmc_cuda_global_norm",
 )
 

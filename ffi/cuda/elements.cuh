@@ -2,6 +2,9 @@
 // does not allow that, one; sums over a block; how much shared memory there is.
 #pragma once
 
+#include <cstring>
+#include <type_traits>
+
 #include "cuda/ptx.cuh"
 
 namespace llmc::cuda {
@@ -29,14 +32,39 @@ __device__ inline Vector FromFloats(const float (&x)[Vector::kSize]) {
   using T = std::decay_t<decltype(Vector::at[0])>;
   Vector result;
   if constexpr (sizeof(T) == 2 && Vector::kSize > 1) {
-    auto* pairs = reinterpret_cast<uint32_t*>(&result);
 #pragma unroll
-    for (int k = 0; k < Vector::kSize; k += 2) pairs[k / 2] = ptx::Pack<T>(x[k], x[k + 1]);
+    for (int k = 0; k < Vector::kSize; k += 2) {
+      uint32_t pair = ptx::Pack<T>(x[k], x[k + 1]);
+      memcpy(&result.at[k], &pair, sizeof(pair));
+    }
   } else {
 #pragma unroll
     for (int k = 0; k < Vector::kSize; ++k) result.at[k] = FromFloat<T>(x[k]);
   }
   return result;
+}
+
+// float32 numbers beside a vector of kSize others, 16 bytes at once where there are as many.
+template <int kSize>
+__device__ inline void LoadFloats(float (&x)[kSize], const float* from) {
+  using Part = std::conditional_t<kSize % 4 == 0, Vec<float>, One<float>>;
+#pragma unroll
+  for (int k = 0; k < kSize; k += Part::kSize) {
+    auto part = Part::Load(from + k);
+#pragma unroll
+    for (int i = 0; i < Part::kSize; ++i) x[k + i] = part.at[i];
+  }
+}
+template <int kSize>
+__device__ inline void StoreFloats(const float (&x)[kSize], float* to) {
+  using Part = std::conditional_t<kSize % 4 == 0, Vec<float>, One<float>>;
+#pragma unroll
+  for (int k = 0; k < kSize; k += Part::kSize) {
+    Part part;
+#pragma unroll
+    for (int i = 0; i < Part::kSize; ++i) part.at[i] = x[k + i];
+    part.Store(to + k);
+  }
 }
 
 // Like BlockSum.

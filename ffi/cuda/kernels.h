@@ -37,6 +37,21 @@ Status ClassifierForward(Stream stream, Type type, int64_t N, int V, int Vp, con
 Status ClassifierLosses(Stream stream, Type type, int64_t N, int V, int Vp, const int* targets,
                         const void* logits, float* losses);
 
+// ---- encoder.cu
+
+struct EncoderSizes {
+  int B, T, C, Vp, max_T;
+};
+
+// Rows of dout, sorted by token, that a block adds up.
+constexpr int kEncoderWindow = 32;
+
+// dwte (Vp,C) in place, dwpe (max_T,C) of dout (B,T,C); tokens (B*T) sorted, order (B*T) the rows
+// they belong to; partials (windows,2,C).
+Status EncoderBackward(Stream stream, Type type, EncoderSizes sizes, const void* dout,
+                       const int* tokens, const int* order, float* dwte, float* dwpe,
+                       float* partials);
+
 // ---- attention.cu
 
 // HS: 64 or 128 in bfloat16 and float16, at most 128 in float32; T below 2^30.

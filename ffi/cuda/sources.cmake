@@ -5,10 +5,12 @@ set(LLMC_CUDA_KERNELS
   attention_mma_forward.cu
   attention_plain.cu
   classifier.cu
+  encoder.cu
   global_norm.cu)
 set(LLMC_CUDA_HANDLERS
   attention.cc
   classifier.cc
+  encoder.cc
   global_norm.cc)
 list(TRANSFORM LLMC_CUDA_KERNELS PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 list(TRANSFORM LLMC_CUDA_HANDLERS PREPEND "${CMAKE_CURRENT_LIST_DIR}/")

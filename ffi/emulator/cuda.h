@@ -24,19 +24,20 @@
 
 using dim3 = llmc::emulator::Dim3;
 
-struct alignas(8) float2 {
+// Memory of any type is read and written as these.
+struct __attribute__((may_alias, aligned(8))) float2 {
   float x, y;
 };
-struct alignas(16) float4 {
+struct __attribute__((may_alias, aligned(16))) float4 {
   float x, y, z, w;
 };
-struct alignas(8) uint2 {
+struct __attribute__((may_alias, aligned(8))) uint2 {
   unsigned x, y;
 };
-struct alignas(16) uint4 {
+struct __attribute__((may_alias, aligned(16))) uint4 {
   unsigned x, y, z, w;
 };
-struct alignas(16) int4 {
+struct __attribute__((may_alias, aligned(16))) int4 {
   int x, y, z, w;
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }

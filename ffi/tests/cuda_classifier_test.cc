@@ -85,7 +85,7 @@ void TestClassifier() {
     TestClassifier<bf16>(s, random);
   }
   TestTargetOutOfRange();
-  Shape gpt2 = {2, 50257, 50304};  // two rows: of float32 one fits in a Hopper's shared memory
+  Shape gpt2 = {1, 50257, 50304};  // in float32 a row fits in the shared memory of a Hopper only
   for (int architecture : {80, 86, 90}) {
     emulator::SetArchitecture(architecture);
     TestClassifier<float>(gpt2, random);

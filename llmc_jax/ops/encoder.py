@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from llmc_jax.ops.op import Op, accumulation_dtype, run_kernel
 
@@ -45,8 +46,26 @@ def native_backward(saved, dout, inp, dwte, wpe):
     return run_kernel("llmc_encoder_backward", results, *inputs, aliases={2: 0})
 
 
+WINDOW = 32  # kEncoderWindow of ffi/cuda/kernels.h
+
+
+def cuda_backward(saved, dout, inp, dwte, wpe):
+    """`backward` as a kernel that adds the rows of dout in the order of their tokens.
+
+    It adds to dwte in its place, and has room for the sums of tokens that more than one block adds.
+    """
+    N, C = inp.size, wpe.shape[1]
+    rows = lax.iota(jnp.int32, N)
+    tokens, order = lax.sort((inp.reshape(N), rows), num_keys=1)
+    partials = jax.ShapeDtypeStruct((-(-N // WINDOW), 2, C), jnp.float32)
+    results = (jax.eval_shape(partial(backward, saved), dout, inp, dwte, wpe), partials)
+    inputs = (dout, tokens, order, dwte)
+    return run_kernel("llmc_cuda_encoder_backward", results, *inputs, aliases={3: 0})[0]
+
+
 JNP = Op(forward, backward)
 IMPLEMENTATIONS = {
     "jnp": JNP,
     "ffi": Op(native_forward, native_backward, rounds_weights=True),
+    "cuda": Op(forward, cuda_backward),
 }
