@@ -11,8 +11,8 @@ struct Sizes {
       : N(check.Size("logits", logits, 2, 0)), V(V), Vp(check.Size("logits", logits, 2, 1)) {
     check.FloatType("logits", logits);
     check.Require(static_cast<int64_t>(targets.element_count()) == N,
-                  "targets is " + ShapeString(targets.dimensions()) + ", expected one for each of " +
-                      std::to_string(N) + " rows of logits");
+                  "targets is " + ShapeString(targets.dimensions()) +
+                      ", expected one for each of " + std::to_string(N) + " rows of logits");
     check.Require(0 < V && V <= Vp,
                   "V is " + std::to_string(V) + " and logits " + ShapeString(logits.dimensions()) +
                       ", expected 0 < V <= Vp");

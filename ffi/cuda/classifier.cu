@@ -203,7 +203,8 @@ Status Forward(Stream stream, int64_t N, int V, int Vp, const int* targets, cons
 template <typename T>
 Status Losses(Stream stream, int64_t N, int V, int Vp, const int* targets, const T* logits,
               float* losses) {
-  auto kernel = Vectorised(logits, Vp) ? CrossEntropyLosses<T, Vec<T>> : CrossEntropyLosses<T, One<T>>;
+  auto kernel = Vectorised(logits, Vp) ? CrossEntropyLosses<T, Vec<T>>
+                                       : CrossEntropyLosses<T, One<T>>;
   return Launch(kernel, static_cast<unsigned>(N), kThreads<T>, sizeof(Shared), stream, targets,
                 logits, losses, V, Vp);
 }

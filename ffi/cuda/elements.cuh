@@ -95,4 +95,9 @@ inline int SharedMemoryLimit() {
 }
 #endif
 
+// first[c] = sum over rows of partials[row][c] and, unless null, second[c] of
+// partials[row][width + c]: partials.cu.
+Status AddPartials(Stream stream, const float* partials, int rows, int width, float* first,
+                   float* second);
+
 }  // namespace llmc::cuda

@@ -52,9 +52,22 @@ Status EncoderBackward(Stream stream, Type type, EncoderSizes sizes, const void*
                        const int* tokens, const int* order, float* dwte, float* dwpe,
                        float* partials);
 
+// ---- layernorm.cu
+
+// Of N rows of C: sum = residual + branch, out = layernorm(sum).
+Status ResidualLayernormForward(Stream stream, Type type, int N, int C, float eps,
+                                const void* residual, const void* branch, const float* weight,
+                                const float* bias, void* sum, void* out, float* mean, float* rstd);
+
+// dsum, which is added to dinp, may be null; partials (blocks,2,C).
+Status LayernormBackward(Stream stream, Type type, int N, int C, const float* mean,
+                         const float* rstd, const void* dsum, const void* dout, const void* inp,
+                         const float* weight, void* dinp, float* dweight, float* dbias,
+                         float* partials, int blocks);
+
 // ---- attention.cu
 
-// HS: 64 or 128 in bfloat16 and float16, at most 128 in float32; T below 2^30.
+// HS: 64 or 128 in bfloat16 and float16, at most 128 in float32; T * 3C below 2^32.
 struct AttentionSizes {
   int64_t B, T, NH, HS;
 };

@@ -6,11 +6,14 @@ set(LLMC_CUDA_KERNELS
   attention_plain.cu
   classifier.cu
   encoder.cu
-  global_norm.cu)
+  global_norm.cu
+  layernorm.cu
+  partials.cu)
 set(LLMC_CUDA_HANDLERS
   attention.cc
   classifier.cc
   encoder.cc
-  global_norm.cc)
+  global_norm.cc
+  layernorm.cc)
 list(TRANSFORM LLMC_CUDA_KERNELS PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 list(TRANSFORM LLMC_CUDA_HANDLERS PREPEND "${CMAKE_CURRENT_LIST_DIR}/")

@@ -69,12 +69,101 @@ void TestEncoder(std::mt19937& random) {
   }
 }
 
+template <typename T>
+struct LayernormProblem {
+  int N, C;
+  Buffer<T> residual, branch, dsum, dout, sum;
+  Buffer<float> weight, bias;
+  std::vector<double> out, mean, rstd, dinp, dweight, dbias;
+
+  LayernormProblem(int N, int C, std::mt19937& random)
+      : N(N),
+        C(C),
+        residual(int64_t{N} * C, random),
+        branch(int64_t{N} * C, random),
+        dsum(int64_t{N} * C, random),
+        dout(int64_t{N} * C, random),
+        sum(int64_t{N} * C),
+        weight(C, random),
+        bias(C, random),
+        out(sum.size()),
+        mean(N),
+        rstd(N),
+        dinp(sum.size()),
+        dweight(C),
+        dbias(C) {
+    for (int n = 0; n < N; ++n) Row(n);
+  }
+
+  void Row(int n) {
+    int64_t row = int64_t{n} * C;
+    double squares = 0, dnorm_mean = 0, dnorm_norm_mean = 0;
+    for (int64_t i = row; i < row + C; ++i) {
+      sum[i] = FromFloat<T>(ToFloat(residual[i]) + ToFloat(branch[i]));
+      mean[n] += sum.Value(i) / C;
+    }
+    for (int64_t i = row; i < row + C; ++i) squares += std::pow(sum.Value(i) - mean[n], 2);
+    rstd[n] = 1 / std::sqrt(squares / C + 1e-5);
+    auto norm = [&](int c) { return (sum.Value(row + c) - mean[n]) * rstd[n]; };
+    auto dnorm = [&](int c) { return dout.Value(row + c) * weight[c]; };
+    for (int c = 0; c < C; ++c) {
+      out[row + c] = norm(c) * weight[c] + bias[c];
+      dweight[c] += dout.Value(row + c) * norm(c);
+      dbias[c] += dout.Value(row + c);
+      dnorm_mean += dnorm(c) / C;
+      dnorm_norm_mean += dnorm(c) * norm(c) / C;
+    }
+    for (int c = 0; c < C; ++c)
+      dinp[row + c] = rstd[n] * (dnorm(c) - dnorm_mean - norm(c) * dnorm_norm_mean);
+  }
+};
+
+template <typename T>
+void TestLayernorm(int N, int C, int blocks, std::mt19937& random) {
+  std::string name = "layernorm of " + std::to_string(N) + " x " + std::to_string(C) + ", " +
+                     std::to_string(sizeof(T)) + " bytes";
+  LayernormProblem<T> p(N, C, random);
+  std::vector<double> dinp_and_dsum(p.dinp);
+  for (int64_t i = 0; i < p.dsum.size(); ++i) dinp_and_dsum[i] += p.dsum.Value(i);
+  double tolerance = 8 * kEpsilon<T> + 1e-4;
+  InEverySchedule(name, [&] {
+    Buffer<T> sum(p.sum.size()), out(p.sum.size()), dinp(p.sum.size());
+    Buffer<float> mean(N), rstd(N), dweight(C), dbias(C), partials(int64_t{blocks} * 2 * C);
+    Expect(name, ResidualLayernormForward(nullptr, kType<T>, N, C, 1e-5f, p.residual.data(),
+                                          p.branch.data(), p.weight.data(), p.bias.data(),
+                                          sum.data(), out.data(), mean.data(), rstd.data()));
+    if (std::memcmp(sum.data(), p.sum.data(), sum.size() * sizeof(T))) Fail(name, "the sum");
+    Expect(name + ", out", out, p.out, 2 * tolerance);
+    Expect(name + ", mean", mean, p.mean, 1e-5);
+    for (bool residual : {false, true}) {
+      Expect(name, LayernormBackward(nullptr, kType<T>, N, C, mean.data(), rstd.data(),
+                                     residual ? p.dsum.data() : nullptr, p.dout.data(), sum.data(),
+                                     p.weight.data(), dinp.data(), dweight.data(), dbias.data(),
+                                     partials.data(), blocks));
+      Expect(name + ", dinp", dinp, residual ? dinp_and_dsum : p.dinp, 2 * tolerance);
+      Expect(name + ", dweight", dweight, p.dweight, 1e-3);
+      Expect(name + ", dbias", dbias, p.dbias, 1e-3);
+    }
+  });
+}
+
+void TestLayernorm(std::mt19937& random) {
+  struct {
+    int N, C, blocks;
+  } cases[] = {{1, 8, 1}, {5, 7, 3}, {9, 264, 4}, {3, 100, 8}, {2200, 8, 2}, {2, 4104, 1}};
+  for (auto [N, C, blocks] : cases) {
+    TestLayernorm<float>(N, C, blocks, random);
+    TestLayernorm<bf16>(N, C, blocks, random);
+  }
+}
+
 }  // namespace
 
 void TestElementwise() {
   std::mt19937 random(0);
   TestGlobalNorm();
   TestEncoder(random);
+  TestLayernorm(random);
 }
 
 }  // namespace llmc::cuda::test

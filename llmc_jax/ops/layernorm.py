@@ -1,11 +1,13 @@
 """Layer normalisation over the channels (Ba et al. 2016, arXiv:1607.06450; llm.c layernorm.cuh)."""
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from llmc_jax.ops.op import Op, accumulation_dtype, native
+from llmc_jax.ops.op import Op, accumulation_dtype, native, run_kernel
 
 
 class Saved(NamedTuple):
@@ -41,5 +43,24 @@ def backward(saved, dout, inp, weight, bias, *, eps):
     return dinp.astype(inp.dtype), jnp.sum(dy * norm, axis=(0, 1)), jnp.sum(dy, axis=(0, 1))
 
 
+BLOCKS = 1056  # 8 on each SM of an H100
+
+
+def partials(N: int, C: int):
+    """Room for a part of dweight and dbias of each block of the CUDA kernels."""
+    return jax.ShapeDtypeStruct((min(N, BLOCKS), 2, C), jnp.float32)
+
+
+def cuda_backward(saved, dout, inp, weight, bias, *, eps):
+    """`backward` as a kernel that reads dout and inp once."""
+    gradients = jax.eval_shape(partial(backward, eps=eps), saved, dout, inp, weight, bias)
+    results = (gradients, partials(saved.mean.size, inp.shape[-1]))
+    return run_kernel("llmc_cuda_layernorm_backward", results, saved, dout, inp, weight)[0]
+
+
 JNP = Op(forward, backward)
-IMPLEMENTATIONS = {"jnp": JNP, "ffi": native("layernorm", like=JNP)}
+IMPLEMENTATIONS = {
+    "jnp": JNP,
+    "ffi": native("layernorm", like=JNP),
+    "cuda": Op(forward, cuda_backward),
+}

@@ -3,11 +3,14 @@
 One op for both, so that an implementation reads and writes the residual stream once.
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from llmc_jax.ops import layernorm
-from llmc_jax.ops.op import Op, native
+from llmc_jax.ops.op import Op, native, run_kernel
 
 
 def forward(residual, branch, weight, bias, *, eps):
@@ -35,5 +38,17 @@ def backward(saved, dout, sum, weight, bias, *, eps):
     return dsum + dbranch, dweight, dbias
 
 
+def cuda_backward(saved, dout, sum, weight, bias, *, eps):
+    """`backward` as a kernel that reads dout and sum once."""
+    gradients = jax.eval_shape(partial(backward, eps=eps), saved, dout, sum, weight, bias)
+    results = (gradients, layernorm.partials(saved.mean.size, sum.shape[-1]))
+    inputs = (saved, dout, sum, weight)
+    return run_kernel("llmc_cuda_residual_layernorm_backward", results, *inputs)[0]
+
+
 JNP = Op(forward, backward)
-IMPLEMENTATIONS = {"jnp": JNP, "ffi": native("residual_layernorm", like=JNP)}
+IMPLEMENTATIONS = {
+    "jnp": JNP,
+    "ffi": native("residual_layernorm", like=JNP),
+    "cuda": Op(native("cuda_residual_layernorm", like=JNP).forward, cuda_backward),
+}
