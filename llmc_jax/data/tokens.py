@@ -1,7 +1,7 @@
 """Token shards: llm.c's .bin files (dev/data/data_common.py, llmc/dataloader.h).
 
 A header of 256 little-endian int32, [0] magic, [1] version, [2] number of tokens, then the
-tokens as uint16.
+tokens: uint16 of GPT-2's vocabulary, or uint32 of Llama 3's.
 """
 
 import glob
@@ -12,43 +12,46 @@ import numpy as np
 
 from llmc_jax.config import BadInput
 
-MAGIC = 20240520
-VERSION = 1
+# (magic, version) -> type of the tokens
+KINDS = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 
 
 def read_shard(path: str | Path) -> np.ndarray:
-    """The tokens of a shard, memory-mapped uint16. Raises BadInput where it is not a shard."""
+    """The tokens of a shard, memory-mapped. Raises BadInput where it is not a shard."""
     try:
         size = os.path.getsize(path)
         header = np.fromfile(path, "<i4", count=HEADER_INTS)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}.") from error
-    if len(header) < HEADER_INTS or header[0] != MAGIC or header[1] != VERSION:
+    dtype = KINDS.get(tuple(header[:2].tolist()))
+    if len(header) < HEADER_INTS or dtype is None or header[2] < 0:
+        kinds = " or ".join(f"{magic}, version {version}" for magic, version in KINDS)
         raise BadInput(
-            f"{path} is not a token shard (its header is not llm.c's {MAGIC}, version {VERSION}); "
+            f"{path} is not a token shard (its header is not llm.c's {kinds}); "
             f"make one with python -m llmc_jax.prepare."
         )
-    expected = HEADER_BYTES + 2 * int(header[2])
+    expected = HEADER_BYTES + dtype.itemsize * int(header[2])
     if size != expected:
         raise BadInput(
             f"{path} is {'truncated' if size < expected else 'too long'}: its header promises "
             f"{header[2]} tokens ({expected} bytes) and it has {size} bytes; make it again with "
             f"python -m llmc_jax.prepare."
         )
-    return np.memmap(path, "<u2", mode="r", offset=HEADER_BYTES, shape=(int(header[2]),))
+    return np.memmap(path, dtype, mode="r", offset=HEADER_BYTES, shape=(int(header[2]),))
 
 
-def write_shard(path: str | Path, tokens: np.ndarray) -> None:
-    """Write tokens (each below 65536) as a shard; the file appears whole or not at all."""
+def write_shard(path: str | Path, tokens: np.ndarray, dtype="uint16") -> None:
+    """Write tokens as a shard, uint16 or uint32; the file appears whole or not at all."""
+    ((magic, version),) = (kind for kind, d in KINDS.items() if d == np.dtype(dtype))
     path = Path(path)
     header = np.zeros(HEADER_INTS, "<i4")
-    header[:3] = MAGIC, VERSION, len(tokens)
+    header[:3] = magic, version, len(tokens)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         file.write(header.tobytes())
-        file.write(np.ascontiguousarray(tokens, "<u2").tobytes())
+        file.write(np.ascontiguousarray(tokens, dtype).data)
     os.replace(temporary, path)
 
 

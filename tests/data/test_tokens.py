@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llmc_jax.config import BadInput
+from llmc_jax.data.loader import TokenLoader
 from llmc_jax.data.tokens import find_shards, read_shard, write_shard
 
 
@@ -43,3 +44,28 @@ def test_globs_are_sorted_and_must_match(tmp_path):
     ]  # fmt: skip
     with pytest.raises(BadInput, match=r"--train_data=.*matches no file"):
         find_shards("train_data", f"{tmp_path}/*.txt")
+
+
+def test_tokens_of_32_bits(tmp_path):
+    tokens = np.array([0, 65536, 128255])
+    write_shard(tmp_path / "a.bin", tokens, dtype="uint32")
+    assert np.array_equal(read_shard(tmp_path / "a.bin"), tokens)
+    header = np.fromfile(tmp_path / "a.bin", "<i4", count=4)
+    assert header.tolist() == [20240801, 7, 3, 0]
+
+
+def test_a_shard_of_more_than_2_gib(tmp_path):
+    """Its last tokens are where they should be; the file has holes, so it takes no room."""
+    T = 101
+    count = 2**30 // T * T + T + 1
+    write_shard(tmp_path / "a.bin", np.zeros(0))
+    with open(tmp_path / "a.bin", "r+b") as file:
+        file.seek(8)
+        file.write(np.int32(count).tobytes())
+        file.seek(1024 + 2 * (count - 1))
+        file.write(np.uint16(7).tobytes())
+    shard = read_shard(tmp_path / "a.bin")
+    assert len(shard) == count and shard[-1] == 7 and shard[-2] == 0
+    loader = TokenLoader("train_data", f"{tmp_path}/a.bin", T=T, V=8)
+    loader.position = loader.num_sequences - 1
+    assert loader.next(1)[1][0].tolist() == [0] * (T - 1) + [7]

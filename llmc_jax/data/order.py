@@ -1,0 +1,111 @@
+"""Which sequence of the shards comes when.
+
+An order is a function from positions (rows read since the start of the run) to indices of
+sequences, which are numbered through all shards; the position is all its state.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from llmc_jax.config import BadInput
+from llmc_jax.data.permutation import permute
+
+
+class CounterOrder:
+    """Every sequence once an epoch, in the order of the files or in one drawn for each epoch.
+
+    Neither the number of devices nor the size of a batch plays a part.
+    """
+
+    def __init__(self, num_sequences: int, *, shuffle: bool, seed: int):
+        self.num_sequences, self.shuffle, self.seed = num_sequences, shuffle, seed
+
+    def index(self, position: int, count: int) -> np.ndarray:
+        """Indices of `count` sequences from `position` on; epochs follow without a gap."""
+        epochs, index = np.divmod(np.arange(position, position + count), self.num_sequences)
+        if self.shuffle:
+            for epoch in np.unique(epochs):
+                here = epochs == epoch
+                index[here] = permute(index[here], self.num_sequences, self.seed, int(epoch))
+        return index
+
+
+class LlmcOrder:
+    """llm.c's order (llmc/dataloader.h), to compare runs batch by batch.
+
+    A sample is ranks * B sequences in a row within a shard, of which rank r reads the r-th B; what
+    is left of a shard is not read. Each rank shuffles the shards anew in every epoch, and the
+    samples of each shard as it comes to it, with a generator of its own: so the batches depend on
+    B, T and the number of devices.
+    """
+
+    SEED = 42  # of rank 0; the next rank has the next
+
+    def __init__(self, sequences: Sequence[int], *, B: int, ranks: int, shuffle: bool):
+        """sequences: how many each shard holds. Raises BadInput for one without a whole sample."""
+        self.B, self.ranks, self.shuffle = B, ranks, shuffle
+        self.samples = [count // (ranks * B) for count in sequences]
+        if min(self.samples) == 0:
+            raise BadInput(
+                f"--shuffle_order=llmc needs {ranks * B} sequences in each shard, and one has "
+                f"{min(sequences)}; lower --batch_size or take --shuffle_order=counter."
+            )
+        self.first = np.cumsum([0, *sequences[:-1]])  # index of each shard's first sequence
+        self._epochs = [_RankEpochs(self, rank) for rank in range(ranks)]
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences in an epoch."""
+        return sum(self.samples) * self.ranks * self.B
+
+    def index(self, position: int, count: int) -> np.ndarray:
+        """Indices of `count` sequences from `position` on."""
+        number, row = np.divmod(np.arange(position, position + count), self.ranks * self.B)
+        epoch, sample = np.divmod(number, sum(self.samples))
+        starts = np.empty(count, np.int64)
+        for rank in range(self.ranks):
+            for e in np.unique(epoch):
+                here = (row // self.B == rank) & (epoch == e)
+                starts[here] = self._epochs[rank].starts(int(e))[sample[here]]
+        return starts + row
+
+
+class _RankEpochs:
+    """One rank's order of samples, epoch after epoch."""
+
+    def __init__(self, order: LlmcOrder, rank: int):
+        self._order, self._rank = order, rank
+        self._epoch = -1
+        self._starts = np.empty(0, np.int64)
+
+    def starts(self, epoch: int) -> np.ndarray:
+        """Index of the first sequence of each sample of `epoch`, in this rank's order."""
+        if epoch < self._epoch or self._epoch < 0:
+            self._rng = np.random.RandomState(LlmcOrder.SEED + self._rank)
+            self._shards = np.arange(len(self._order.samples))
+            self._epoch = -1
+        while self._epoch < epoch:
+            self._starts = self._next_epoch()
+            self._epoch += 1
+        return self._starts
+
+    def _next_epoch(self) -> np.ndarray:
+        order = self._order
+        if order.shuffle:  # the last epoch's order is shuffled again
+            _shuffle(self._shards, self._rng)
+        parts = []
+        for shard in self._shards:
+            samples = np.arange(order.samples[shard])
+            if order.shuffle:
+                _shuffle(samples, self._rng)
+            parts.append(order.first[shard] + samples * order.ranks * order.B)
+        return np.concatenate(parts)
+
+
+def _shuffle(values: np.ndarray, rng: np.random.RandomState) -> None:
+    """Fisher & Yates from the end, as llm.c's random_permutation in rand.h draws it."""
+    draws = np.frombuffer(rng.bytes(4 * max(0, len(values) - 1)), "<u4")
+    for i, draw in zip(range(len(values) - 1, 0, -1), draws.tolist(), strict=True):
+        j = draw % (i + 1)
+        values[i], values[j] = values[j], values[i]
