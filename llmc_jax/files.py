@@ -1,0 +1,29 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from llmc_jax.config import BadInput
+
+
+@contextmanager
+def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """A file to write, under a temporary name until all is written without an error.
+
+    Raises BadInput where `path` exists and is not to be overwritten, or cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise BadInput(f"{path} exists; add --overwrite to replace it, or name another file.")
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
