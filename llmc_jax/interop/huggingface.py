@@ -1,0 +1,201 @@
+"""Hugging Face's GPT2LMHeadModel folders: config.json and safetensors, without PyTorch.
+
+Their linear layers are Conv1D, whose weights are (in, out) where ours are (out, in); the head is
+tied to wte, which has no padded rows. Reference: transformers, modeling_gpt2.py.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from llmc_jax.config import BadInput, ModelConfig
+from llmc_jax.files import new_file
+from llmc_jax.models import gpt2
+from llmc_jax.models.gpt2 import Block, Params
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # where the weights are in several files
+
+# A tensor of ours -> its name in a layer of theirs; those of matrices are transposed.
+NAMES = Block(
+    ln1w="ln_1.weight",
+    ln1b="ln_1.bias",
+    qkvw="attn.c_attn.weight",
+    qkvb="attn.c_attn.bias",
+    attprojw="attn.c_proj.weight",
+    attprojb="attn.c_proj.bias",
+    ln2w="ln_2.weight",
+    ln2b="ln_2.bias",
+    fcw="mlp.c_fc.weight",
+    fcb="mlp.c_fc.bias",
+    fcprojw="mlp.c_proj.weight",
+    fcprojb="mlp.c_proj.bias",
+)
+
+# What a GPT-2 of ours always is, where config.json may say otherwise; absent means the same.
+FIXED = dict(
+    model_type="gpt2",
+    activation_function="gelu_new",
+    layer_norm_epsilon=1e-5,
+    scale_attn_weights=True,
+    scale_attn_by_inverse_layer_idx=False,
+    add_cross_attention=False,
+    tie_word_embeddings=True,
+)
+
+
+def find(name: str) -> Path:
+    """The folder of `name`: a local one, or a model of the hub, downloaded to its usual cache.
+
+    Raises BadInput where it is neither or cannot be had.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    local = f"give a local directory, as transformers' save_pretrained writes it: hf:{name}"
+    if name.startswith((".", "/")) or name.count("/") > 1:
+        raise BadInput(f"hf:{name}: there is no such directory; {local.split(':')[0]}.")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise BadInput(
+            f"hf:{name} is no local directory, and a download needs pip install huggingface_hub."
+        ) from error
+    try:
+        patterns = ["config.json", WEIGHTS, INDEX, "model-*.safetensors"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # whatever the network, the hub or its cache raised
+        raise BadInput(
+            f"hf:{name} cannot be downloaded ({type(error).__name__}); give a local directory "
+            f"instead, as transformers' save_pretrained writes it."
+        ) from error
+
+
+def read_model(folder: str | Path) -> tuple[ModelConfig, Params]:
+    """The model in `folder`: NumPy float32 arrays, wte padded with rows of 0.
+
+    Raises BadInput where it is of another architecture or a tensor is missing.
+    """
+    folder = Path(folder)
+    cfg = _read_config(folder)
+    tensors = _open_tensors(folder)
+    prefix = "transformer." if "transformer.wte.weight" in tensors else ""
+
+    def read(name: str, shape: tuple[int, ...], *, transposed: bool = False) -> np.ndarray:
+        if prefix + name not in tensors:
+            raise BadInput(f"{folder} has no tensor {prefix + name}; save the model again.")
+        tensor = tensors[prefix + name].get_tensor(prefix + name)
+        tensor = np.asarray(tensor.T if transposed else tensor, np.float32)
+        if tensor.shape != shape:
+            raise BadInput(
+                f"{folder}: {prefix + name} is {tensor.shape}, and config.json says {shape}."
+            )
+        return tensor
+
+    shapes = gpt2.shapes(cfg)
+    wte = np.zeros(shapes.wte.shape, np.float32)
+    wte[: cfg.V] = read("wte.weight", (cfg.V, cfg.C))
+    blocks = tuple(
+        Block(
+            *(
+                read(f"h.{layer}.{name}", shape.shape, transposed=gpt2.is_matrix(shape))
+                for name, shape in zip(NAMES, shapes.block[layer], strict=True)
+            )
+        )
+        for layer in range(cfg.L)
+    )
+    return cfg, Params(
+        wte,
+        read("wpe.weight", shapes.wpe.shape),
+        blocks,
+        read("ln_f.weight", shapes.lnfw.shape),
+        read("ln_f.bias", shapes.lnfb.shape),
+    )
+
+
+def write_model(
+    folder: str | Path, cfg: ModelConfig, params: Params, *, overwrite: bool = False
+) -> None:
+    """Write a folder that GPT2LMHeadModel.from_pretrained reads, in float32."""
+    folder = Path(folder)
+    tensors = {
+        "wte.weight": params.wte[: cfg.V],
+        "wpe.weight": params.wpe,
+        "ln_f.weight": params.lnfw,
+        "ln_f.bias": params.lnfb,
+    }
+    for layer, block in enumerate(params.block):
+        for name, tensor in zip(NAMES, block, strict=True):
+            tensors[f"h.{layer}.{name}"] = tensor.T if tensor.ndim == 2 else tensor
+    tensors = {
+        f"transformer.{name}": np.ascontiguousarray(tensor, np.float32)
+        for name, tensor in tensors.items()
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be made: {error.strerror}.") from error
+    with (
+        new_file(folder / WEIGHTS, overwrite=overwrite) as weights,
+        new_file(folder / "config.json", overwrite=overwrite) as config,
+    ):
+        weights.write(save(tensors, metadata={"format": "pt"}))
+        config.write(json.dumps(_config(cfg), indent=2).encode())
+
+
+def _config(cfg: ModelConfig) -> dict:
+    """config.json."""
+    return FIXED | dict(
+        architectures=["GPT2LMHeadModel"],
+        n_layer=cfg.L,
+        n_head=cfg.NH,
+        n_embd=cfg.C,
+        n_positions=cfg.maxT,
+        vocab_size=cfg.V,
+        bos_token_id=cfg.V - 1,
+        eos_token_id=cfg.V - 1,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
+        torch_dtype="float32",
+    )
+
+
+def _read_config(folder: Path) -> ModelConfig:
+    """Sizes from config.json; BadInput where it is of a model that we do not have."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        sizes = [int(config[f"n_{name}"]) for name in ("layer", "head", "embd", "positions")]
+        L, NH, C, maxT = sizes
+        V = int(config["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path} is not the config of a GPT-2 ({error!r}).") from error
+    for name, wanted in FIXED.items():
+        if config.get(name, wanted) != wanted:
+            raise BadInput(
+                f"{path} says {name} = {config[name]!r}; only GPT-2 with {wanted!r} can be read."
+            )
+    if config.get("n_inner") not in (None, 4 * C):
+        raise BadInput(f"{path} says n_inner = {config['n_inner']}; it must be 4 n_embd.")
+    return ModelConfig(L=L, NH=NH, C=C, maxT=maxT, V=V, Vp=-(-V // 128) * 128)
+
+
+def _open_tensors(folder: Path) -> dict:
+    """Name of each tensor -> the open file that holds it."""
+    files = [folder / WEIGHTS]
+    if (folder / INDEX).exists():
+        weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+        files = [folder / name for name in sorted(set(weight_map.values()))]
+    tensors = {}
+    for file in files:
+        try:
+            opened = safe_open(file, framework="numpy")
+        except (OSError, SafetensorError) as error:
+            raise BadInput(
+                f"{file} cannot be read ({error}); save the model with safe_serialization=True."
+            ) from error
+        tensors |= dict.fromkeys(opened.keys(), opened)
+    return tensors

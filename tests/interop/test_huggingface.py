@@ -1,0 +1,108 @@
+"""Folders of Hugging Face's GPT-2: theirs read here, ours read there, and what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from llmc_jax import ops
+from llmc_jax.config import BadInput, ModelConfig
+from llmc_jax.interop import huggingface
+from llmc_jax.models import gpt2
+
+MODEL = ModelConfig(L=2, NH=3, C=48, maxT=40, V=90, Vp=128)
+
+
+@pytest.fixture
+def params():
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), gpt2.shapes(MODEL))
+    params.wte[MODEL.V :] = 0
+    return params
+
+
+def test_a_model_is_read_as_it_was_written(tmp_path, params):
+    huggingface.write_model(tmp_path / "a", MODEL, params)
+    cfg, read = huggingface.read_model(tmp_path / "a")
+    assert cfg == MODEL
+    for got, wanted in zip(*map(jax.tree.leaves, (read, params)), strict=True):
+        assert np.array_equal(got, wanted)
+    huggingface.write_model(tmp_path / "b", cfg, read)
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    with pytest.raises(BadInput, match="add --overwrite"):
+        huggingface.write_model(tmp_path / "a", MODEL, params)
+
+
+@pytest.mark.parametrize("shards", ["5GB", "40KB"])
+def test_a_model_of_transformers_gives_the_same_logits_here(tmp_path, shards):
+    """And back again: their state is the same bit for bit. In one file and in several."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    sizes = dict(n_layer=MODEL.L, n_head=MODEL.NH, n_embd=MODEL.C)
+    config = transformers.GPT2Config(
+        **sizes, n_positions=MODEL.maxT, vocab_size=MODEL.V, bos_token_id=0, eos_token_id=0
+    )
+    torch.manual_seed(0)
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size=shards)
+    cfg, params = huggingface.read_model(tmp_path / "theirs")
+    assert cfg == MODEL
+    tokens = np.random.default_rng(0).integers(0, MODEL.V, (2, 17)).astype(np.int32)
+    chosen, _ = ops.select("jnp", "cpu")
+    ours = gpt2.logits(chosen, params, tokens, cfg=cfg)
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
+    np.testing.assert_allclose(ours, wanted, atol=1e-4)
+
+    huggingface.write_model(tmp_path / "ours", cfg, params)
+    back = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours")
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(tensor, back.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(model_type="llama"), "model_type = 'llama'; only GPT-2 with 'gpt2'"),
+        (dict(activation_function="relu"), "activation_function = 'relu'"),
+        (dict(n_inner=100), "n_inner = 100"),
+        (dict(n_embd=51), r"wte\.weight is \(90, 48\), and config\.json says \(90, 51\)"),
+        (dict(n_layer=3), r"has no tensor transformer\.h\.2\.ln_1\.weight"),
+        (dict(vocab_size=None), "is not the config of a GPT-2"),
+    ],
+)
+def test_another_architecture_is_refused(tmp_path, params, changes, message):
+    huggingface.write_model(tmp_path, MODEL, params)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(BadInput, match=message):
+        huggingface.read_model(tmp_path)
+
+
+def test_a_broken_folder_is_named(tmp_path, params):
+    with pytest.raises(BadInput, match=r"config\.json is not the config of a GPT-2"):
+        huggingface.read_model(tmp_path)
+    huggingface.write_model(tmp_path, MODEL, params)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(BadInput, match=r"model\.safetensors cannot be read"):
+        huggingface.read_model(tmp_path)
+    weights.unlink()
+    with pytest.raises(BadInput, match=r"model\.safetensors cannot be read"):
+        huggingface.read_model(tmp_path)
+
+
+def test_a_name_that_cannot_be_had_asks_for_a_local_directory(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(BadInput, match=r"hf:\./none: there is no such directory; give a local"):
+        huggingface.find("./none")
+    hub = pytest.importorskip("huggingface_hub")
+
+    def fail(*_, **__):
+        raise hub.errors.LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    with pytest.raises(BadInput, match=r"hf:gpt2 cannot be downloaded .* give a local directory"):
+        huggingface.find("gpt2")
