@@ -96,7 +96,11 @@ class TrainConfig:
     """A training run. The letter in brackets is llm.c's flag for the same thing."""
 
     # what is trained, on what, to where
-    model: str = option("d12", "model: dN, gpt2:dN or gpt3:cC (-e)")
+    model: str = option(
+        "d12",
+        "model: dN, gpt2:dN or gpt3:cC; or weights to start from: a model file of llm.c "
+        "(PATH.bin), a folder or name of Hugging Face (hf:PATH) (-e)",
+    )
     train_data: str = option("", "glob of the token shards to train on (-i)")
     val_data: str = option("", "glob of the token shards to validate on (-j)")
     output_dir: str = option(
@@ -110,6 +114,12 @@ class TrainConfig:
     )
     max_steps: int = option(-1, "optimizer steps; -1: one epoch (-x)", minimum=-1)
     shuffle: bool = option(True, "train on the sequences in a random order")
+    shuffle_order: str = option(
+        "counter",
+        "counter: an order that does not depend on batches and devices; llmc: exactly llm.c's "
+        "(its seed is 42, and rank by rank another)",
+        choices=("counter", "llmc"),
+    )
     overfit_single_batch: bool = option(
         False, "train on the first batch again and again, to see the loss go to zero (-a)"
     )

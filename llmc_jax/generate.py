@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from llmc_jax import ops, program
 from llmc_jax.config import BadInput, ModelConfig, option
 from llmc_jax.data.tokenizer import EOT, tokenizer
+from llmc_jax.interop.source import open_model
 from llmc_jax.models import gpt2
+from llmc_jax.models.gpt2 import Params
 from llmc_jax.training import parallel, sampler
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.run_dir import RunDir
@@ -20,6 +23,9 @@ class GenerateConfig:
     """Which model, and what it is to write."""
 
     run: str = option("", "directory of a run (the --output_dir of its training)")
+    model: str = option(
+        "", "instead of --run: a model file of llm.c (PATH.bin), a folder of Hugging Face (hf:PATH)"
+    )
     step: int = option(-1, "step of the checkpoint; -1: the newest", minimum=-1)
     prompt: str = option("", "text to continue; empty: a new document")
     tokens: int = option(128, "tokens to generate", minimum=1)
@@ -33,18 +39,13 @@ def main(cfg: GenerateConfig) -> None:
     """Print the prompt and its continuation, token by token; stops at the end of the text."""
     mesh = parallel.make_mesh()
     chosen, _ = ops.select(cfg.ops, jax.default_backend())
-    with Checkpointer(_folder(cfg)) as checkpoints:
-        step = _choose_step(cfg, checkpoints.steps())
-        saved = checkpoints.restore_run(step)
-        model = ModelConfig(**saved["model"])
-        if not 1 <= cfg.top_k <= model.V:
-            raise BadInput(f"--top_k={cfg.top_k} must be from 1 to {model.V}.")
-        if cfg.temperature == 0:
-            raise BadInput("--temperature must be above 0; --top_k=1 takes the likeliest token.")
-        like = parallel.replicated_like(gpt2.shapes(model), mesh)
-        params = checkpoints.restore_params(step, like)
+    if cfg.temperature == 0:
+        raise BadInput("--temperature must be above 0; --top_k=1 takes the likeliest token.")
+    model, params, dtype = _read_weights(cfg, mesh) if cfg.model else _restore(cfg, mesh)
+    if not 1 <= cfg.top_k <= model.V:
+        raise BadInput(f"--top_k={cfg.top_k} must be from 1 to {model.V}.")
     prompt = [EOT, *tokenizer().encode_ordinary(cfg.prompt)]
-    sample = sampler.make_sampler(chosen, model, saved["config"]["dtype"])
+    sample = sampler.make_sampler(chosen, model, dtype)
     options = dict(seed=cfg.seed, temperature=cfg.temperature, top_k=cfg.top_k)
     print(cfg.prompt, end="", flush=True)
     text = b""
@@ -55,10 +56,34 @@ def main(cfg: GenerateConfig) -> None:
     print(text.decode(errors="replace"))
 
 
+def _read_weights(cfg: GenerateConfig, mesh) -> tuple[ModelConfig, Params, str]:
+    """Sizes, parameters and dtype of the model that --model names."""
+    if cfg.run:
+        raise BadInput("--run and --model both name a model; give one of them.")
+    model, weights = open_model(cfg.model)
+    if weights is None:
+        raise BadInput(
+            f"--model={cfg.model} has no weights; name a file (PATH.bin, hf:PATH), or a --run."
+        )
+    dtype = "float32" if weights.wte.dtype == np.float32 else "bfloat16"
+    weights = jax.tree.map(lambda p: np.asarray(p, np.float32), weights)
+    return model, parallel.replicate(weights, mesh), dtype
+
+
+def _restore(cfg: GenerateConfig, mesh) -> tuple[ModelConfig, Params, str]:
+    """Sizes, parameters and dtype of the run's checkpoint."""
+    with Checkpointer(_folder(cfg)) as checkpoints:
+        step = _choose_step(cfg, checkpoints.steps())
+        saved = checkpoints.restore_run(step)
+        model = ModelConfig(**saved["model"])
+        like = parallel.replicated_like(gpt2.shapes(model), mesh)
+        return model, checkpoints.restore_params(step, like), saved["config"]["dtype"]
+
+
 def _folder(cfg: GenerateConfig) -> Path:
     """The folder of the run's checkpoints."""
     if not cfg.run:
-        raise BadInput("--run is needed: the --output_dir of a training run.")
+        raise BadInput("--run is needed: the --output_dir of a training run (or --model=FILE).")
     folder = RunDir(Path(cfg.run)).checkpoints
     if not folder.is_dir():
         raise BadInput(f"--run={cfg.run} has no checkpoints; train with --checkpoint_every.")

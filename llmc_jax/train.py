@@ -19,11 +19,12 @@ from llmc_jax.config import (
     TrainConfig,
     canonical_model,
     changes,
-    model_config,
 )
 from llmc_jax.data.loader import TokenLoader
 from llmc_jax.data.tokenizer import EOT, tokenizer
+from llmc_jax.interop.source import open_model
 from llmc_jax.models import gpt2
+from llmc_jax.models.gpt2 import Params
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
@@ -38,28 +39,28 @@ from llmc_jax.training.step import TrainState, eval_step, gradient_memory, init_
 
 def main(cfg: TrainConfig) -> None:
     """Check everything the user gave, then train, then say where the results are."""
-    model = model_config(cfg.model)
+    model, weights = open_model(cfg.model)
     ffi.select_isa(cfg.cpu_isa)
     mesh = parallel.make_mesh()
     chosen, names = ops.select(cfg.ops, jax.default_backend())
-    data = open_data(cfg, model)
+    data = open_data(cfg, model, mesh.size)
     cfg = resolve(cfg, *data, mesh.size)
     run = open_run_dir(cfg.output_dir, resume=cfg.resume) if cfg.output_dir else None
     # Closing the checkpoints, whatever happens, waits for the one being written.
     with Checkpointer(run.checkpoints) if run else nullcontext() as checkpoints:
         start = resume_point(checkpoints, cfg)
         print_banner(cfg, model, names, mesh)
-        train(cfg, model, mesh, chosen, names, data, run, checkpoints, start)
+        train(cfg, model, weights, mesh, chosen, names, data, run, checkpoints, start)
     if run:
         report_files(run, checkpoints)
 
 
-def train(cfg, model, mesh, chosen, names, data, run, checkpoints, start) -> None:
+def train(cfg, model, weights, mesh, chosen, names, data, run, checkpoints, start) -> None:
     """The loop from step `start`, in llm.c's order: validate, sample, save, step."""
     began = time.perf_counter()
     train_data, val_data = data
     train_data.position = start * cfg.total_batch_size // cfg.sequence_length
-    state = make_state(model, cfg, checkpoints, start, mesh)
+    state = make_state(model, weights, cfg, checkpoints, start, mesh)
     step_options = dict(ops=chosen, model=model, cfg=cfg)
     memory = parallel.replicate(gradient_memory(state.params, model, cfg), mesh)
     update = compile_update(partial(train_step, **step_options), state, memory, cfg, mesh)
@@ -110,14 +111,17 @@ def train(cfg, model, mesh, chosen, names, data, run, checkpoints, start) -> Non
         print(f"trained {cfg.max_steps - start} steps in {time.perf_counter() - began:.0f} s")
 
 
-def open_data(cfg: TrainConfig, model: ModelConfig) -> tuple[TokenLoader, TokenLoader | None]:
+def open_data(
+    cfg: TrainConfig, model: ModelConfig, devices: int
+) -> tuple[TokenLoader, TokenLoader | None]:
     """The training and the validation loader (None where there is no validation)."""
     if cfg.sequence_length > model.maxT:
         raise BadInput(
             f"--sequence_length={cfg.sequence_length} is longer than --model={cfg.model} can "
             f"take; use at most {model.maxT}."
         )
-    sizes = dict(T=cfg.sequence_length, V=model.V)
+    llmc = (cfg.batch_size, devices) if cfg.shuffle_order == "llmc" else None
+    sizes = dict(T=cfg.sequence_length, V=model.V, llmc=llmc)
     shuffle = cfg.shuffle and not cfg.overfit_single_batch
     train = TokenLoader("train_data", cfg.train_data, shuffle=shuffle, seed=cfg.seed, **sizes)
     val = TokenLoader("val_data", cfg.val_data, **sizes) if cfg.val_every else None
@@ -177,11 +181,22 @@ def resume_point(checkpoints: Checkpointer | None, cfg: TrainConfig) -> int:
 
 
 def make_state(
-    model: ModelConfig, cfg: TrainConfig, checkpoints: Checkpointer | None, start: int, mesh
+    model: ModelConfig,
+    weights: Params | None,
+    cfg: TrainConfig,
+    checkpoints: Checkpointer | None,
+    start: int,
+    mesh,
 ) -> TrainState:
-    """The initial state, or that of checkpoint `start` if it is not 0."""
+    """The initial state, or that of checkpoint `start` if it is not 0.
+
+    weights: what --model read from a file; None: they are drawn.
+    """
     if start == 0:
-        return parallel.replicate(init_state(initialize(model, cfg.seed)), mesh)
+        if weights is None:
+            weights = initialize(model, cfg.seed)
+        weights = jax.tree.map(lambda p: np.asarray(p, np.float32), weights)
+        return parallel.replicate(init_state(weights), mesh)
     like = parallel.replicated_like(jax.eval_shape(init_state, gpt2.shapes(model)), mesh)
     state = checkpoints.restore_state(start, like)
     print(f"resuming {cfg.output_dir} at step {start}")

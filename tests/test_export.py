@@ -1,0 +1,154 @@
+"""From any kind of model to any other, verified; and the programs that start from a file."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from llmc_jax import config, export, generate, train
+from llmc_jax.config import BadInput
+from llmc_jax.export import ExportConfig
+from llmc_jax.interop import huggingface, llmc
+from llmc_jax.training.logger import read_metrics
+from tests import tiny
+from tests.interop import test_llmc_state
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A short run of the tiny model; its data are beside it."""
+    monkeypatch.setitem(config.MODELS, "tiny", tiny.MODEL)
+    data = tiny.write_data(tmp_path)
+    cfg = tiny.config(**data, output_dir=f"{tmp_path}/run", checkpoint_every=3)
+    train.main(cfg)
+    return cfg
+
+
+def run(source, format, output, **options):
+    export.main(ExportConfig(source=str(source), format=format, output=str(output), **options))
+
+
+def same(a, b) -> bool:
+    return all(
+        np.array_equal(np.asarray(x, np.float32), np.asarray(y, np.float32))
+        for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)
+    )
+
+
+def test_around_the_world(trained, tmp_path, capsys):
+    """Run -> llm.c -> Hugging Face -> llm.c -> run -> llm.c: the same bytes, each step verified."""
+    run(trained.output_dir, "llmc", tmp_path / "a.bin", verify=True)
+    run(tmp_path / "a.bin", "hf", tmp_path / "hf", verify=True)
+    cfg, params = huggingface.read_model(tmp_path / "hf")
+    _, wanted = llmc.read_model(tmp_path / "a.bin")
+    V = tiny.MODEL.V
+    assert cfg.V == V and not params.wte[V:].any()
+    assert same(params._replace(wte=params.wte[:V]), wanted._replace(wte=wanted.wte[:V]))
+    run(tmp_path / "a.bin", "checkpoint", tmp_path / "back", verify=True)
+    run(tmp_path / "back", "llmc", tmp_path / "b.bin", verify=True)
+    assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
+    run(tmp_path / "a.bin", "llmc_bf16", tmp_path / "c.bin", verify=True)
+    assert capsys.readouterr().out.count("verified: logits differ by") == 5
+
+
+def test_what_was_exported_is_the_checkpoint_that_was_asked_for(trained, tmp_path):
+    run(trained.output_dir, "llmc", tmp_path / "3.bin", step=3)
+    run(trained.output_dir, "llmc", tmp_path / "6.bin")
+    assert (tmp_path / "3.bin").read_bytes() != (tmp_path / "6.bin").read_bytes()
+    with pytest.raises(BadInput, match=r"--step=5 was not saved; .*run has 3, 6"):
+        run(trained.output_dir, "llmc", tmp_path / "5.bin", step=5)
+
+
+def test_a_result_that_is_not_the_source_is_found(trained, tmp_path, monkeypatch):
+    write = llmc.write_model
+
+    def write_wrongly(path, cfg, params, **options):
+        write(path, cfg, params._replace(wpe=params.wpe[::-1]), **options)
+
+    monkeypatch.setattr(llmc, "write_model", write_wrongly)
+    with pytest.raises(BadInput, match="gives other logits than"):
+        run(trained.output_dir, "llmc", tmp_path / "a.bin", verify=True)
+
+
+def test_training_starts_from_a_file(trained, tmp_path):
+    """The first validation of a run that starts from an export is the last of its source."""
+    last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["val_loss"]
+    run(trained.output_dir, "llmc", tmp_path / "a.bin")
+    run(trained.output_dir, "hf", tmp_path / "hf")
+    for number, model in enumerate((f"{tmp_path}/a.bin", f"hf:{tmp_path}/hf")):
+        output = f"{tmp_path}/again{number}"
+        train.main(dataclasses.replace(trained, model=model, output_dir=output))
+        first = read_metrics(tmp_path / f"again{number}" / "metrics.jsonl")[0]["val_loss"]
+        assert first == pytest.approx(last, rel=1e-6)
+
+
+def test_generation_takes_a_file(tmp_path, monkeypatch, capsys):
+    """The same text from llm.c's file, from Hugging Face's folder and from a run."""
+    small = config.ModelConfig(L=1, NH=2, C=16, maxT=16)
+    monkeypatch.setitem(config.MODELS, "small", small)
+    outputs = dict(llmc=tmp_path / "a.bin", hf=tmp_path / "hf", checkpoint=tmp_path / "run")
+    for format, output in outputs.items():
+        run("small", format, output)
+    texts = []
+    for source in (
+        dict(model=f"{tmp_path}/a.bin"),
+        dict(model=f"hf:{tmp_path}/hf"),
+        dict(run=f"{tmp_path}/run"),
+    ):
+        capsys.readouterr()
+        generate.main(generate.GenerateConfig(**source, tokens=5, prompt="Hello"))
+        texts.append(capsys.readouterr().out)
+    assert len(texts[0]) > len("Hello\n") and texts[0] == texts[1] == texts[2]
+    with pytest.raises(BadInput, match="--model=small has no weights"):
+        generate.main(generate.GenerateConfig(model="small"))
+    with pytest.raises(BadInput, match="--run and --model both name a model"):
+        generate.main(generate.GenerateConfig(model="small", run="x"))
+
+
+def test_a_run_of_llm_c_goes_on_here(tmp_path, monkeypatch):
+    """Its moments and master weights become a checkpoint, and --resume takes it at its step."""
+    monkeypatch.setitem(config.MODELS, "tiny", tiny.MODEL)
+    (tmp_path / "log").mkdir()
+    trees = [test_llmc_state.random_params(seed) for seed in range(3)]
+    trees[1] = jax.tree.map(np.square, trees[1])  # second moments are not negative
+    test_llmc_state.write_run(tmp_path / "log", trees, ranks=2, sharded=True)
+    run(tmp_path / "log", "checkpoint", tmp_path / "run", verify=True)
+    source = export.read_source(ExportConfig(source=f"{tmp_path}/run"))
+    assert source.step == test_llmc_state.STEP
+    assert same((*source.moments, source.params), tuple(trees))
+    cfg = tiny.config(
+        **tiny.write_data(tmp_path), output_dir=f"{tmp_path}/run", resume=True, dtype="bfloat16",
+        shuffle_order="llmc", max_steps=test_llmc_state.STEP + 2, val_every=0,
+    )  # fmt: skip
+    train.main(cfg)
+    steps = [m["step"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert steps == [test_llmc_state.STEP, test_llmc_state.STEP + 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(), "--source is needed"),
+        (dict(source="d6"), "--output is needed"),
+        (dict(source="d5", output="x"), "--model=d5 is unknown"),
+        (dict(source="{tmp}", output="x"), "holds no checkpoint.* is written hf:"),
+        (dict(source="{tmp}/none.bin", output="x"), r"none\.bin cannot be read"),
+    ],
+)
+def test_bad_input_is_named(tmp_path, options, message):
+    options = {name: value.replace("{tmp}", str(tmp_path)) for name, value in options.items()}
+    with pytest.raises(BadInput, match=message):
+        export.main(ExportConfig(**options))
+
+
+def test_the_program_refuses_without_a_traceback(tmp_path):
+    (tmp_path / "there.bin").touch()
+    command = [sys.executable, "-m", "llmc_jax.export", "--source=d6", "--format=llmc"]
+    result = subprocess.run(
+        [*command, f"--output={tmp_path}/there.bin"], capture_output=True, text=True
+    )
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "there.bin exists; add --overwrite" in result.stderr
