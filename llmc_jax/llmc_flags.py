@@ -1,0 +1,121 @@
+"""Print the flagfile that does what a command line of llm.c's train_gpt2cu does.
+
+python -m llmc_jax.llmc_flags mpirun -np 8 ./train_gpt2cu -i 'train_*.bin' -b 64 ... > run.flags
+"""
+
+import dataclasses
+import re
+import shlex
+import sys
+
+from llmc_jax.config import BadInput, TrainConfig
+
+# Letters of llm.c that have no flag here, and why.
+NO_COUNTERPART = {
+    "-lg": "the GPU's own counters are not logged; nvidia-smi dmon shows them",
+    "-nk": "all checkpoints are kept",
+    "-nm": "all checkpoints are kept",
+    "-sl": "no step is left out for an unusual loss",
+    "-sg": "no step is left out for an unusual gradient norm; it is clipped",
+    "-h": "HellaSwag is not evaluated during training",
+    "-f": "XLA chooses how float32 is multiplied; JAX's default_matmul_precision says otherwise",
+    "-w": "master weights are always float32",
+    "-ge": "the kernels of --ops decide what they fuse",
+    "-z": "the optimizer's state is not sharded; this changes memory, not results",
+    "-pn": "one process drives all devices of a machine",
+    "-pr": "one process drives all devices of a machine",
+    "-pg": "one process drives all devices of a machine",
+    "-pi": "one process drives all devices of a machine",
+    "-ps": "one process drives all devices of a machine",
+    "-pf": "one process drives all devices of a machine",
+}
+
+# What llm.c does without being told to.
+LLMC_DEFAULTS = dict(
+    train_data="dev/data/tinyshakespeare/tiny_shakespeare_train.bin",
+    val_data="dev/data/tinyshakespeare/tiny_shakespeare_val.bin",
+    model="gpt2_124M_bf16.bin",
+    dtype="bfloat16",
+    shuffle_order="llmc",
+)
+
+
+def letters() -> dict[str, dataclasses.Field]:
+    """llm.c's letter -> our option, from the brackets at the end of the options' help."""
+    found = {}
+    for field in dataclasses.fields(TrainConfig):
+        if match := re.search(r"\((-\w+)\)$", field.metadata["help"]):
+            found[match[1]] = field
+    return found
+
+
+def convert(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """(options by name, a remark for each letter without counterpart) of a command line.
+
+    words: as the shell gives them; what stands before train_gpt2cu is passed over. Raises BadInput
+    for what llm.c does not know either.
+    """
+    options, remarks = dict(LLMC_DEFAULTS), []
+    words = _arguments(words)
+    for letter, value in zip(words[::2], [*words[1::2], None], strict=False):
+        if letter in NO_COUNTERPART and value is not None:
+            remarks.append(f"{letter} {value}: {NO_COUNTERPART[letter]}")
+        elif letter not in letters():
+            raise BadInput(f"'{letter}' is no flag of llm.c's train_gpt2cu.")
+        elif value is None:
+            raise BadInput(f"{letter} has no value; llm.c's flags are all written -x VALUE.")
+        else:
+            field = letters()[letter]
+            options[field.name] = _value(letter, field, value)
+    return options, remarks
+
+
+def _arguments(words: list[str]) -> list[str]:
+    """What train_gpt2cu is given: also inside of mpirun -np 8 bash -c '...'."""
+    program = re.compile(r"(^|/)train_gpt2(_?fp32)?cu$")
+    for number, word in enumerate(words):
+        if len(inner := shlex.split(word)) > 1 and any(map(program.search, inner)):
+            return _arguments(inner)
+        if program.search(word):
+            return words[number + 1 :]
+    return words[1:] if words[:1] == ["--"] else words
+
+
+def _value(letter: str, field: dataclasses.Field, value: str) -> str:
+    """`value` as our flag wants it."""
+    if field.type is bool:
+        return "true" if value != "0" else "false"
+    if field.type in (int, float):
+        try:
+            field.type(value)
+        except ValueError as error:
+            raise BadInput(f"{letter} {value}: a number is needed.") from error
+    choices = field.metadata["choices"]
+    if choices and field.type(value) not in choices:
+        raise BadInput(f"{letter} {value}: it must be one of {', '.join(map(str, choices))}.")
+    return value
+
+
+def flagfile(words: list[str]) -> str:
+    """The text of the flagfile for a command line of llm.c."""
+    options, remarks = convert(words)
+    lines = [f"# {shlex.join(_arguments(words))}"]
+    lines += [f"# {remark}" for remark in remarks]
+    return "\n".join(lines + [f"--{name}={value}" for name, value in options.items()])
+
+
+def main() -> int:
+    """Print the flagfile; exit status 2 where the command line is not llm.c's."""
+    if len(sys.argv) < 2:
+        print(__doc__.strip(), file=sys.stderr)
+        return 2
+    try:
+        print(flagfile(sys.argv[1:]))
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

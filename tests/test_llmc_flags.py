@@ -1,0 +1,109 @@
+"""llm.c's command lines as flagfiles."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmc_jax import llmc_flags
+from llmc_jax.config import BadInput
+
+# The options of llm.c's scripts/run_gpt2_124M.sh and, where they say more, of the others.
+SCRIPT_124M = (
+    "mpirun -np 8 ./train_gpt2cu -i dev/data/fineweb10B/fineweb_train_*.bin "
+    "-j dev/data/fineweb10B/fineweb_val_*.bin -o log_gpt2_124M -v 250 -s 20000 -g 144 -h 1 "
+    "-b 64 -t 1024 -d 524288 -r 0 -z 1 -c 0.1 -l 0.0006 -q 0.0 -u 700 -n 5000 -y 1 -e d12"
+)
+SCRIPT_350M = (
+    "mpirun -np 8 bash -c",
+    "\n ./train_gpt2cu -i 'train_*.bin' -l 0.0003 -x 60000 -e d24 -pn 8 -pr $OMPI_COMM_WORLD_RANK",
+)
+SCRIPT_GPT3 = "train_gpt2cu -k cosine -n 10000 -nk 5 -nm 50000 -ge 1 -sl 7.0 -sg 7.0 -e gpt3:c768"
+
+
+def test_a_script_of_llm_c():
+    options, remarks = llmc_flags.convert(SCRIPT_124M.split())
+    assert options == dict(
+        train_data="dev/data/fineweb10B/fineweb_train_*.bin",
+        val_data="dev/data/fineweb10B/fineweb_val_*.bin",
+        output_dir="log_gpt2_124M", val_every="250", sample_every="20000", sample_tokens="144",
+        batch_size="64", sequence_length="1024", total_batch_size="524288", recompute="0",
+        weight_decay="0.1", learning_rate="0.0006", final_lr_fraction="0.0", warmup_steps="700",
+        checkpoint_every="5000", resume="true", model="d12", dtype="bfloat16",
+        shuffle_order="llmc",
+    )  # fmt: skip
+    assert [remark.split(":")[0] for remark in remarks] == ["-h 1", "-z 1"]
+
+
+def test_a_script_within_a_shell_within_mpirun():
+    options, remarks = llmc_flags.convert([*SCRIPT_350M[0].split(), SCRIPT_350M[1]])
+    assert options["model"] == "d24" and options["max_steps"] == "60000"
+    assert len(remarks) == 2
+
+
+def test_letters_without_counterpart_are_named_with_the_reason():
+    options, remarks = llmc_flags.convert(SCRIPT_GPT3.split())
+    assert options["model"] == "gpt3:c768" and options["lr_schedule"] == "cosine"
+    assert remarks[0] == "-nk 5: all checkpoints are kept" and len(remarks) == 5
+
+
+def test_every_letter_of_llm_c_is_known():
+    llmc = "i j e o lg n nk nm y b t d x k l u q c sl sg v m s g h a f w ge z r pn pr pg pi ps pf"
+    known = {*llmc_flags.letters(), *llmc_flags.NO_COUNTERPART}
+    assert known == {f"-{letter}" for letter in llmc.split()}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("-Q 1", "'-Q' is no flag of llm.c's"),
+        ("-b", "-b has no value"),
+        ("-b four", "-b four: a number is needed"),
+        ("-k sine", "-k sine: it must be one of cosine, linear"),
+    ],
+)
+def test_what_llm_c_does_not_know_is_refused(words, message):
+    with pytest.raises(BadInput, match=message):
+        llmc_flags.convert(words.split())
+
+
+def test_the_printed_flagfile_is_one_that_training_takes(tmp_path):
+    """It stops at the data, which are not there, and not before."""
+    printed = subprocess.run(
+        [sys.executable, "-m", "llmc_jax.llmc_flags", "--", *SCRIPT_124M.split()[4:]],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "# -h 1: HellaSwag is not evaluated during training\n" in printed.stdout
+    (tmp_path / "run.flags").write_text(printed.stdout)
+    trained = subprocess.run(
+        [sys.executable, "-m", "llmc_jax.train", f"--flagfile={tmp_path}/run.flags"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert trained.returncode == 2
+    assert "--train_data=dev/data/fineweb10B/fineweb_train_*.bin matches no file" in trained.stderr
+
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def read_flagfile(path: Path) -> dict[str, str]:
+    lines = [line for line in path.read_text().splitlines() if line.startswith("--")]
+    return dict(line.removeprefix("--").split("=", 1) for line in lines)
+
+
+def test_our_124m_run_has_llm_cs_hyper_parameters():
+    ours = read_flagfile(CONFIGS / "gpt2_124M.flags")
+    llmc, _ = llmc_flags.convert(SCRIPT_124M.split())
+    assert {name: llmc[name] for name in ours} == ours | dict(output_dir="log_gpt2_124M")
+    assert llmc.keys() - ours.keys() == {"shuffle_order"}
+
+
+@pytest.mark.parametrize("name", ["gpt2_124M", "gpt2_350M", "gpt2_774M", "gpt2_1558M", "gpt3_125M"])
+def test_the_flagfile_of_each_run_is_taken(name, tmp_path):
+    """It stops at the data, which are not there, and not before."""
+    command = ["-m", "llmc_jax.train", f"--flagfile={CONFIGS}/{name}.flags"]
+    result = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 2 and "matches no file" in result.stderr, result.stderr
