@@ -27,18 +27,6 @@ constexpr int kOther = kHS == 64 ? 64 : 32;
 // As many of them as a warp has scores of at once.
 constexpr int kAtOnce = 32;
 
-// A block's place: the tiles of a head follow each other, so that what they share is in the cache.
-struct Place {
-  int64_t head, b, h;
-  int tile;
-
-  __device__ Place(const AttentionSizes& sizes, int tiles)
-      : head(blockIdx.x / tiles),
-        b(head / sizes.NH),
-        h(head % sizes.NH),
-        tile(static_cast<int>(blockIdx.x % tiles)) {}
-};
-
 // delta = rowsum(dout out), and zeros for dq_sum, if there is one. A thread has 16 bytes of a row.
 template <typename T, int kHS>
 __global__ void __launch_bounds__(256)
@@ -84,40 +72,86 @@ struct KeysShared {
   alignas(16) float lse[2][kOther<kHS>], delta[2][kOther<kHS>];
 };
 template <typename T, int kHS>
+using DsTile = Tile<T, kOwn<kHS>, kOther<kHS>>;  // a key a row
+template <typename T, int kHS>
 struct KeysSharedWithDs : KeysShared<T, kHS> {
-  Tile<T, kOwn<kHS>, kOther<kHS>> ds;  // a key a row
+  DsTile<T, kHS> ds;
 };
+
+// In the functions for transposed scores, keys are rows and queries columns.
+
+// p = exp(scores - lse), times log2(e) as the scores are; lse: of the first query of them.
+template <int kM, int kN>
+__device__ inline void Probabilities(float (&s)[kM][kN][4], float scale, const float* lse) {
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+    auto& pair = *reinterpret_cast<const float2*>(lse + ColumnOf(n, 0));
+    float shift[2] = {pair.x * kLog2E, pair.y * kLog2E};
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        s[m][n][i] = ptx::Exp2(fmaf(s[m][n][i], scale, -shift[i % 2]));
+  }
+}
+
+// No probability for the keys after a query; `ahead`: first key minus first query.
+template <int kM, int kN>
+__device__ inline void MaskTransposed(float (&p)[kM][kN][4], int ahead) {
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int n = 0; n < kN; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (ahead + RowOf(m, i) > ColumnOf(n, i)) p[m][n][i] = 0;
+}
+
+// ds = p (dp - delta), where dp is.
+template <int kM, int kN>
+__device__ inline void ScoreGradients(float (&dp)[kM][kN][4], const float (&p)[kM][kN][4],
+                                      const float* delta) {
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+    auto& pair = *reinterpret_cast<const float2*>(delta + ColumnOf(n, 0));
+    float row_sum[2] = {pair.x, pair.y};
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) dp[m][n][i] = p[m][n][i] * (dp[m][n][i] - row_sum[i % 2]);
+  }
+}
 
 // dk and dv of a tile of keys; adds its part to dq_sum, unscaled, if kWithDq.
 template <typename T, int kHS, bool kWithDq>
 __global__ void __launch_bounds__(kThreads, 2)
-    KeysBackward(AttentionSizes sizes, int tiles, float scale, const float* lse, const T* dout,
+    KeysBackward(Shape shape, float scale, const float* lse, const T* dout,
                  const T* qkv, const float* delta, T* dqkv, float* dq_sum) {
   constexpr int kM = attention::kM<kHS>, kKeys = kOwn<kHS>, kQueries = kOther<kHS>;
   constexpr int kN = kAtOnce / 8;
   using Shared = std::conditional_t<kWithDq, KeysSharedWithDs<T, kHS>, KeysShared<T, kHS>>;
   auto& shared = SharedMemory<Shared>();
-  Place at(sizes, tiles);
-  int rows = static_cast<int>(sizes.T);
+  Lanes<Tile<T, kOther<kHS>, kHS>> lanes(&shared);
+  Lanes<DsTile<T, kHS>> ds_lanes(&shared);
+  Place<kHS> at(shape);
   // The first tile has the most to do, and comes first.
-  int first = at.tile * kKeys;
+  int first = at.tile * kKeys, rows = shape.T;
   int row = Warp() * 16 * kM, key = first + row;
-  auto q = PackedHead(qkv, sizes, at.b, at.h, 0), k = PackedHead(qkv, sizes, at.b, at.h, 1),
-       v = PackedHead(qkv, sizes, at.b, at.h, 2), d = MergedHead(dout, sizes, at.b, at.h);
+  auto own = lanes.AtRow(row);
+  auto q = at.Packed(qkv, 0), k = at.Packed(qkv, 1), v = at.Packed(qkv, 2), d = at.Merged(dout);
 
   // Queries after the last are zeros, and so are their lse and delta: they add nothing.
   auto copy_queries = [&](int query, int stage) {
-    CopyRows(shared.q[stage], q.data, q.stride, query, rows);
-    CopyRows(shared.dout[stage], d.data, d.stride, query, rows);
+    CopyRows(shared.q[stage], q, query, rows);
+    CopyRows(shared.dout[stage], d, query, rows);
     int i = threadIdx.x % kQueries, t = query + i;
-    const float* from = threadIdx.x < kQueries ? lse : delta;
+    const float* from = at.PerRow(threadIdx.x < kQueries ? lse : delta) + t;
     float* to = threadIdx.x < kQueries ? &shared.lse[stage][i] : &shared.delta[stage][i];
-    if (threadIdx.x < 2 * kQueries)
-      ptx::CopyAsync4(to, from + at.head * rows + (t < rows ? t : 0), t < rows);
+    if (threadIdx.x < 2 * kQueries) ptx::CopyAsync4(to, from, t < rows);
     ptx::CopyAsyncCommit();
   };
-  CopyRows(shared.k, k.data, k.stride, first, rows);
-  CopyRows(shared.v, v.data, v.stride, first, rows);
+  CopyRows(shared.k, k, first, rows);
+  CopyRows(shared.v, v, first, rows);
   copy_queries(first, 0);
 
   float dk[kM][kHS / 8][4], dv[kM][kHS / 8][4];
@@ -128,67 +162,47 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();
     // The other stage is free: all threads have passed the barrier since they read it.
     if (query + kQueries < rows) copy_queries(query + kQueries, stage ^ 1);
-    auto &q_tile = shared.q[stage], &dout_tile = shared.dout[stage];
 #pragma unroll 1
     for (int part = 0; part < kQueries; part += kAtOnce) {
-      float s[kM][kN][4], ds[kM][kN][4];
-      SetZero(ds);
-      if (key < query + part + kAtOnce) {  // else all keys of the warp are after the queries
-        uint32_t a[kM][4];
-        SetZero(s);
-#pragma unroll
-        for (int i = 0; i < kHS / 16; ++i) {
-#pragma unroll
-          for (int m = 0; m < kM; ++m) LoadA(a[m], shared.k, row + 16 * m, i);
-          AddTimesTransposed<T>(s, a, q_tile, part, i);
+      auto other = lanes.AtTile(stage).AtRow(part);
+      auto own_ds = ds_lanes.AtRow(row).AtPiece(part / 8);
+      int ahead = key - query - part;  // first key of the warp minus first query
+      if (ahead >= kAtOnce) {          // no query sees a key
+        if constexpr (kWithDq) {
+          float none[kM][kN][4];
+          SetZero(none);
+          StoreAccumulator<T>(own_ds, &shared.ds, none, 1);
         }
-#pragma unroll
-        for (int n = 0; n < kN; ++n) {
-          auto& l = *reinterpret_cast<const float2*>(&shared.lse[stage][part + ColumnOf(n, 0)]);
-          float shift[2] = {l.x * kLog2E, l.y * kLog2E};
-#pragma unroll
-          for (int m = 0; m < kM; ++m)
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-              s[m][n][i] = ptx::Exp2(fmaf(s[m][n][i], scale * kLog2E, -shift[i % 2]));
-        }
-        if (key + 16 * kM - 1 > query + part) {
-          int ahead = key - query - part;
-#pragma unroll
-          for (int m = 0; m < kM; ++m)
-#pragma unroll
-            for (int n = 0; n < kN; ++n)
-#pragma unroll
-              for (int i = 0; i < 4; ++i)
-                if (ahead + RowOf(m, i) > ColumnOf(n, i)) s[m][n][i] = 0;
-        }
-#pragma unroll
-        for (int i = 0; i < kAtOnce / 16; ++i) {
-          ToA<T>(a, s, i);
-          AddTimes<T>(dv, a, dout_tile, part + 16 * i, 0);
-        }
-#pragma unroll
-        for (int i = 0; i < kHS / 16; ++i) {
-#pragma unroll
-          for (int m = 0; m < kM; ++m) LoadA(a[m], shared.v, row + 16 * m, i);
-          AddTimesTransposed<T>(ds, a, dout_tile, part, i);
-        }
-#pragma unroll
-        for (int n = 0; n < kN; ++n) {
-          auto& x = *reinterpret_cast<const float2*>(&shared.delta[stage][part + ColumnOf(n, 0)]);
-          float row_sum[2] = {x.x, x.y};
-#pragma unroll
-          for (int m = 0; m < kM; ++m)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) ds[m][n][i] = s[m][n][i] * (ds[m][n][i] - row_sum[i % 2]);
-        }
-#pragma unroll
-        for (int i = 0; i < kAtOnce / 16; ++i) {
-          ToA<T>(a, ds, i);
-          AddTimes<T>(dk, a, q_tile, part + 16 * i, 0);
-        }
+        continue;
       }
-      if constexpr (kWithDq) StoreAccumulator(shared.ds, row, ds, 1, part / 8);
+      float s[kM][kN][4], ds[kM][kN][4];
+      uint32_t a[kM][4];
+      SetZero(s);
+#pragma unroll
+      for (int i = 0; i < kHS / 16; ++i) {
+        LoadA(a, own, &shared.k, i);
+        AddTimesTransposed<T>(s, a, other, shared.q, i);
+      }
+      Probabilities(s, scale * kLog2E, &shared.lse[stage][part]);
+      if (ahead > -16 * kM) MaskTransposed(s, ahead);
+#pragma unroll
+      for (int i = 0; i < kAtOnce / 16; ++i) {
+        ToA<T>(a, s, i);
+        AddTimes<T>(dv, a, other, shared.dout, i);
+      }
+      SetZero(ds);
+#pragma unroll
+      for (int i = 0; i < kHS / 16; ++i) {
+        LoadA(a, own, &shared.v, i);
+        AddTimesTransposed<T>(ds, a, other, shared.dout, i);
+      }
+      ScoreGradients(ds, s, &shared.delta[stage][part]);
+#pragma unroll
+      for (int i = 0; i < kAtOnce / 16; ++i) {
+        ToA<T>(a, ds, i);
+        AddTimes<T>(dk, a, other, shared.q, i);
+      }
+      if constexpr (kWithDq) StoreAccumulator<T>(own_ds, &shared.ds, ds, 1);
     }
     if constexpr (kWithDq) {
       __syncthreads();
@@ -201,33 +215,31 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int i = 0; i < kKeys / 16; ++i) {
         uint32_t a[2][4];
-#pragma unroll
-        for (int m = 0; m < 2; ++m) LoadATransposed(a[m], shared.ds, part + 16 * m, i);
-        AddTimes<T>(dq, a, shared.k, 16 * i, column);
+        LoadATransposed(a, ds_lanes.AtPiece(part / 8), &shared.ds, i);
+        AddTimes<T>(dq, a, lanes.AtPiece(column / 8), &shared.k, i);
       }
-      auto to = MergedHead(dq_sum, sizes, at.b, at.h);
+      auto to = at.Merged(dq_sum);
 #pragma unroll
       for (int m = 0; m < 2; ++m)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           int t = query + part + RowOf(m, 2 * half);
           if (t >= rows) continue;
-          float* sum = to.data + t * to.stride + column;
+          float* sum = to.At(t, column + ColumnOf(0, 0));
 #pragma unroll
           for (int n = 0; n < 4; ++n)
-            ptx::AtomicAdd2(sum + ColumnOf(n, 0), dq[m][n][2 * half], dq[m][n][2 * half + 1]);
+            ptx::AtomicAdd2(sum + 8 * n, dq[m][n][2 * half], dq[m][n][2 * half + 1]);
         }
     }
   }
 
   __syncthreads();
-  StoreAccumulator(shared.k, row, dk, scale);
-  StoreAccumulator(shared.v, row, dv, 1);
+  StoreAccumulator<T>(own, &shared.k, dk, scale);
+  StoreAccumulator<T>(own, &shared.v, dv, 1);
   __syncwarp();
-  auto dk_to = PackedHead(dqkv, sizes, at.b, at.h, 1),
-       dv_to = PackedHead(dqkv, sizes, at.b, at.h, 2);
-  WriteRows<kM>(shared.k, row, dk_to.data, dk_to.stride, first, rows);
-  WriteRows<kM>(shared.v, row, dv_to.data, dv_to.stride, first, rows);
+  auto dk_to = at.Packed(dqkv, 1), dv_to = at.Packed(dqkv, 2);
+  WriteRows<kM>(shared.k, row, dk_to, first, rows);
+  WriteRows<kM>(shared.v, row, dv_to, first, rows);
 }
 
 template <typename T, int kHS>
@@ -239,34 +251,35 @@ struct QueriesShared {
 // dq of a tile of queries.
 template <typename T, int kHS>
 __global__ void __launch_bounds__(kThreads, 2)
-    QueriesBackward(AttentionSizes sizes, int tiles, float scale, const float* lse, const T* dout,
+    QueriesBackward(Shape shape, float scale, const float* lse, const T* dout,
                     const T* qkv, const float* delta, T* dqkv) {
   constexpr int kM = attention::kM<kHS>, kQueries = kOwn<kHS>, kKeys = kOther<kHS>;
   constexpr int kN = kAtOnce / 8;
   auto& shared = SharedMemory<QueriesShared<T, kHS>>();
-  Place at(sizes, tiles);
-  int rows = static_cast<int>(sizes.T);
+  Lanes<Tile<T, kOther<kHS>, kHS>> lanes(&shared);
+  Place<kHS> at(shape);
   // The last tile has the most to do, and comes first.
-  int first = (tiles - 1 - at.tile) * kQueries, end = min(first + kQueries, rows);
+  int first = (shape.tiles - 1 - at.tile) * kQueries, rows = shape.T;
+  int end = min(first + kQueries, rows);
   int row = Warp() * 16 * kM, query = first + row;
-  auto q = PackedHead(qkv, sizes, at.b, at.h, 0), k = PackedHead(qkv, sizes, at.b, at.h, 1),
-       v = PackedHead(qkv, sizes, at.b, at.h, 2), d = MergedHead(dout, sizes, at.b, at.h);
+  auto own = lanes.AtRow(row);
+  auto q = at.Packed(qkv, 0), k = at.Packed(qkv, 1), v = at.Packed(qkv, 2), d = at.Merged(dout);
 
   auto copy_keys = [&](int key, int stage) {
-    CopyRows(shared.k[stage], k.data, k.stride, key, rows);
-    CopyRows(shared.v[stage], v.data, v.stride, key, rows);
+    CopyRows(shared.k[stage], k, key, rows);
+    CopyRows(shared.v[stage], v, key, rows);
     ptx::CopyAsyncCommit();
   };
-  CopyRows(shared.q, q.data, q.stride, first, rows);
-  CopyRows(shared.dout, d.data, d.stride, first, rows);
+  CopyRows(shared.q, q, first, rows);
+  CopyRows(shared.dout, d, first, rows);
   copy_keys(0, 0);
 
   float shift[kM][2], row_sum[kM][2];
   for (int m = 0; m < kM; ++m)
     for (int half = 0; half < 2; ++half) {
       int t = query + RowOf(m, 2 * half);
-      shift[m][half] = t < rows ? lse[at.head * rows + t] * kLog2E : 0;
-      row_sum[m][half] = t < rows ? delta[at.head * rows + t] : 0;
+      shift[m][half] = t < rows ? at.PerRow(lse)[t] * kLog2E : 0;
+      row_sum[m][half] = t < rows ? at.PerRow(delta)[t] : 0;
     }
   float dq[kM][kHS / 8][4];
   SetZero(dq);
@@ -276,21 +289,20 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (key + kKeys < end) copy_keys(key + kKeys, stage ^ 1);
 #pragma unroll 1
     for (int part = 0; part < kKeys; part += kAtOnce) {
-      if (key + part >= query + 16 * kM) break;  // all after this warp's queries
+      int ahead = key + part - query;  // first key minus first query of the warp
+      if (ahead >= 16 * kM) break;     // no query sees a key
+      auto other = lanes.AtTile(stage).AtRow(part);
       float s[kM][kN][4], ds[kM][kN][4];
       uint32_t a[kM][4];
       SetZero(s);
       SetZero(ds);
 #pragma unroll
       for (int i = 0; i < kHS / 16; ++i) {
-#pragma unroll
-        for (int m = 0; m < kM; ++m) LoadA(a[m], shared.q, row + 16 * m, i);
-        AddTimesTransposed<T>(s, a, shared.k[stage], part, i);
-#pragma unroll
-        for (int m = 0; m < kM; ++m) LoadA(a[m], shared.dout, row + 16 * m, i);
-        AddTimesTransposed<T>(ds, a, shared.v[stage], part, i);
+        LoadA(a, own, &shared.q, i);
+        AddTimesTransposed<T>(s, a, other, shared.k, i);
+        LoadA(a, own, &shared.dout, i);
+        AddTimesTransposed<T>(ds, a, other, shared.v, i);
       }
-      int ahead = key + part - query;
 #pragma unroll
       for (int m = 0; m < kM; ++m)
 #pragma unroll
@@ -304,15 +316,15 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int i = 0; i < kAtOnce / 16; ++i) {
         ToA<T>(a, ds, i);
-        AddTimes<T>(dq, a, shared.k[stage], part + 16 * i, 0);
+        AddTimes<T>(dq, a, other, shared.k, i);
       }
     }
   }
 
-  StoreAccumulator(shared.q, row, dq, scale);
+  StoreAccumulator<T>(own, &shared.q, dq, scale);
   __syncwarp();
-  auto to = PackedHead(dqkv, sizes, at.b, at.h, 0);
-  WriteRows<kM>(shared.q, row, to.data, to.stride, first, rows);
+  auto to = at.Packed(dqkv, 0);
+  WriteRows<kM>(shared.q, row, to, first, rows);
 }
 
 template <typename T, int kHS>
@@ -322,8 +334,8 @@ Status Backward(Stream stream, AttentionSizes sizes, bool deterministic, const T
   constexpr int kVec = Vec<T>::kSize, kPointwise = 256;
   int64_t C = sizes.NH * kHS, count = sizes.B * sizes.T * C;
   int64_t pointwise = CeilDiv(count, kVec * kPointwise);
-  int tiles = static_cast<int>(CeilDiv(sizes.T, kOwn<kHS>));
-  int64_t blocks = sizes.B * sizes.NH * tiles;
+  Shape shape(sizes, kOwn<kHS>);
+  int64_t blocks = sizes.B * sizes.NH * shape.tiles;
   float scale = 1 / std::sqrt(static_cast<float>(kHS));
   if (deterministic) dq_sum = nullptr;
   Status status =
@@ -331,13 +343,13 @@ Status Backward(Stream stream, AttentionSizes sizes, bool deterministic, const T
   if (!status.ok()) return status;
   if (deterministic) {
     status = Launch(KeysBackward<T, kHS, false>, blocks, kThreads, sizeof(KeysShared<T, kHS>),
-                    stream, sizes, tiles, scale, lse, dout, qkv, delta, dqkv, dq_sum);
+                    stream, shape, scale, lse, dout, qkv, delta, dqkv, dq_sum);
     if (!status.ok()) return status;
     return Launch(QueriesBackward<T, kHS>, blocks, kThreads, sizeof(QueriesShared<T, kHS>), stream,
-                  sizes, tiles, scale, lse, dout, qkv, delta, dqkv);
+                  shape, scale, lse, dout, qkv, delta, dqkv);
   }
   status = Launch(KeysBackward<T, kHS, true>, blocks, kThreads, sizeof(KeysSharedWithDs<T, kHS>),
-                  stream, sizes, tiles, scale, lse, dout, qkv, delta, dqkv, dq_sum);
+                  stream, shape, scale, lse, dout, qkv, delta, dqkv, dq_sum);
   if (!status.ok()) return status;
   return Launch(RoundDq<T>, pointwise, kPointwise, 0, stream, count, C, scale, dq_sum, dqkv);
 }

@@ -108,25 +108,24 @@ __device__ inline void Mask(float (&s)[kM][kN][4], int ahead) {
 
 template <typename T, int kHS>
 __global__ void __launch_bounds__(kThreads, 2)
-    Forward(AttentionSizes sizes, int tiles, float scale, const T* qkv, T* out, float* lse) {
+    Forward(Shape shape, float scale, const T* qkv, T* out, float* lse) {
   constexpr int kM = attention::kM<kHS>, kQueries = attention::kQueries<kHS>, kK = kHS / 16;
   auto& shared = SharedMemory<Shared<T, kHS>>();
-  // The tiles of a head follow each other, so that its keys stay in the cache; the last tile has
-  // the most to do and comes first.
-  int64_t head = blockIdx.x / tiles, b = head / sizes.NH, h = head % sizes.NH;
-  int first = (tiles - 1 - static_cast<int>(blockIdx.x % tiles)) * kQueries;
-  int rows = static_cast<int>(sizes.T);
-  auto q = PackedHead(qkv, sizes, b, h, 0), k = PackedHead(qkv, sizes, b, h, 1),
-       v = PackedHead(qkv, sizes, b, h, 2);
+  Lanes<Tile<T, kKeys, kHS>> lanes(&shared);
+  Place<kHS> at(shape);
+  // The last tile has the most to do, and comes first.
+  int first = (shape.tiles - 1 - at.tile) * kQueries, rows = shape.T;
   int end = min(first + kQueries, rows);
   int row = Warp() * 16 * kM, query = first + row;
+  auto own = lanes.AtRow(row);
+  auto q = at.Packed(qkv, 0), k = at.Packed(qkv, 1), v = at.Packed(qkv, 2);
 
   auto copy_keys = [&](int key, int stage) {
-    CopyRows(shared.k[stage], k.data, k.stride, key, rows);
-    CopyRows(shared.v[stage], v.data, v.stride, key, rows);
+    CopyRows(shared.k[stage], k, key, rows);
+    CopyRows(shared.v[stage], v, key, rows);
     ptx::CopyAsyncCommit();
   };
-  CopyRows(shared.q, q.data, q.stride, first, rows);
+  CopyRows(shared.q, q, first, rows);
   copy_keys(0, 0);
 
   uint32_t a[kK][kM][4];
@@ -138,24 +137,23 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();
     if (key == 0) {
 #pragma unroll
-      for (int i = 0; i < kK; ++i)
-#pragma unroll
-        for (int m = 0; m < kM; ++m) LoadA(a[i][m], shared.q, row + 16 * m, i);
+      for (int i = 0; i < kK; ++i) LoadA(a[i], own, &shared.q, i);
     }
     // The other stage is free: all threads have passed the barrier since they read it.
     if (key + kKeys < end) copy_keys(key + kKeys, stage ^ 1);
     if (key >= query + 16 * kM) continue;  // all of it after this warp's queries
+    auto staged = lanes.AtTile(stage);
     float s[kM][kKeys / 8][4];
     SetZero(s);
 #pragma unroll
-    for (int i = 0; i < kK; ++i) AddTimesTransposed<T>(s, a[i], shared.k[stage], 0, i);
+    for (int i = 0; i < kK; ++i) AddTimesTransposed<T>(s, a[i], staged, shared.k, i);
     if (key + kKeys - 1 > query) Mask(s, key - query);
     softmax.Update(s, sum);
 #pragma unroll
     for (int i = 0; i < kKeys / 16; ++i) {
       uint32_t p[kM][4];
       ToA<T>(p, s, i);
-      AddTimes<T>(sum, p, shared.v[stage], 16 * i, 0);
+      AddTimes<T>(sum, p, staged, shared.v, i);
     }
   }
 
@@ -164,12 +162,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int m = 0; m < kM; ++m)
     for (int half = 0; half < 2; ++half) {
       int t = query + RowOf(m, 2 * half);
-      if (Lane() % 4 == 0 && t < rows) lse[head * rows + t] = row_lse[m][half];
+      if (Lane() % 4 == 0 && t < rows) at.PerRow(lse)[t] = row_lse[m][half];
     }
-  auto to = MergedHead(out, sizes, b, h);
-  StoreAccumulator(shared.q, row, sum, 1);
+  auto to = at.Merged(out);
+  StoreAccumulator<T>(own, &shared.q, sum, 1);
   __syncwarp();
-  WriteRows<kM>(shared.q, row, to.data, to.stride, first, rows);
+  WriteRows<kM>(shared.q, row, to, first, rows);
 }
 
 }  // namespace
@@ -180,9 +178,9 @@ Status AttentionForwardMma(Stream stream, Type type, AttentionSizes sizes, const
   return ForTypeAndHeadSize(type, sizes.HS, [&](auto zero, auto head_size) {
     using T = decltype(zero);
     constexpr int kHS = head_size;
-    int tiles = static_cast<int>(CeilDiv(sizes.T, attention::kQueries<kHS>));
-    return Launch(attention::Forward<T, kHS>, sizes.B * sizes.NH * tiles, attention::kThreads,
-                  sizeof(attention::Shared<T, kHS>), stream, sizes, tiles,
+    attention::Shape shape(sizes, attention::kQueries<kHS>);
+    return Launch(attention::Forward<T, kHS>, sizes.B * sizes.NH * shape.tiles,
+                  attention::kThreads, sizeof(attention::Shared<T, kHS>), stream, shape,
                   1 / std::sqrt(static_cast<float>(kHS)), static_cast<const T*>(qkv),
                   static_cast<T*>(out), lse);
   });

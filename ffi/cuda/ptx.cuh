@@ -16,6 +16,8 @@
 
 namespace llmc::cuda::ptx {
 
+// An address in shared memory as the instructions take it; the start of a block's memory is a
+// multiple of 1024.
 __device__ inline uint32_t SharedAddress(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
@@ -45,19 +47,25 @@ __device__ inline uint32_t Pack<f16>(float low, float high) {
 
 // Four 8 x 8 matrices of 16 bit numbers: lane l gives the address in shared memory of row l % 8 of
 // matrix l / 8 (16 bytes, aligned), and gets of matrix i, as r[i], columns 2t 2t+1 of row g.
-__device__ inline void LoadMatrix4(uint32_t (&r)[4], const void* row) {
+__device__ inline void LoadMatrix4(uint32_t (&r)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(SharedAddress(row))
+               : "r"(row)
                : "memory");
+}
+__device__ inline void LoadMatrix4(uint32_t (&r)[4], const void* row) {
+  LoadMatrix4(r, SharedAddress(row));
 }
 
 // The same of the matrices transposed: r[i] is rows 2t 2t+1 of column g.
-__device__ inline void LoadMatrix4Transposed(uint32_t (&r)[4], const void* row) {
+__device__ inline void LoadMatrix4Transposed(uint32_t (&r)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(SharedAddress(row))
+               : "r"(row)
                : "memory");
+}
+__device__ inline void LoadMatrix4Transposed(uint32_t (&r)[4], const void* row) {
+  LoadMatrix4Transposed(r, SharedAddress(row));
 }
 
 // c += a b; see the top of the file.
@@ -80,9 +88,9 @@ __device__ inline void Mma<f16>(float (&c)[4], const uint32_t (&a)[4], uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Stores two numbers of 16 bits to shared memory, aligned to 4 bytes.
-__device__ inline void StoreShared(void* shared, uint32_t both) {
-  asm volatile("st.shared.b32 [%0], %1;" ::"r"(SharedAddress(shared)), "r"(both) : "memory");
+// Stores two numbers of 16 bits at an address in shared memory.
+__device__ inline void StoreShared(uint32_t shared, uint32_t both) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(shared), "r"(both) : "memory");
 }
 
 // Starts to copy 16 bytes from global to shared memory; zeros where not `valid`, and then `global`

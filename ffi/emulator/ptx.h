@@ -28,6 +28,12 @@ inline void CheckShared(const void* p, size_t bytes, size_t alignment) {
   if (reinterpret_cast<uintptr_t>(p) % alignment) emulator::Fail("an address that is not aligned");
 }
 
+inline uint32_t SharedAddress(const void* shared) {
+  return static_cast<uint32_t>(static_cast<const unsigned char*>(shared) -
+                               emulator::block->shared);
+}
+inline void* AtSharedAddress(uint32_t address) { return emulator::block->shared + address; }
+
 inline void LoadMatrix4(uint32_t (&r)[4], const void* row, bool transposed = false) {
   struct Load {
     const uint16_t* row;
@@ -46,6 +52,10 @@ inline void LoadMatrix4(uint32_t (&r)[4], const void* row, bool transposed = fal
 }
 inline void LoadMatrix4Transposed(uint32_t (&r)[4], const void* row) {
   LoadMatrix4(r, row, /*transposed=*/true);
+}
+inline void LoadMatrix4(uint32_t (&r)[4], uint32_t row) { LoadMatrix4(r, AtSharedAddress(row)); }
+inline void LoadMatrix4Transposed(uint32_t (&r)[4], uint32_t row) {
+  LoadMatrix4Transposed(r, AtSharedAddress(row));
 }
 
 template <typename T>
@@ -78,9 +88,9 @@ void Mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   });
 }
 
-inline void StoreShared(void* shared, uint32_t both) {
-  CheckShared(shared, 4, 4);
-  std::memcpy(shared, &both, 4);
+inline void StoreShared(uint32_t shared, uint32_t both) {
+  CheckShared(AtSharedAddress(shared), 4, 4);
+  std::memcpy(AtSharedAddress(shared), &both, 4);
 }
 
 template <int kBytes>
