@@ -45,7 +45,7 @@ def bad_training_flags(folder) -> dict[str, tuple[list[str], str]]:
         "number": (["--batch_size=0"], "flag --batch_size=0"),
         "word": (["quickstart"], "'quickstart' is not a flag"),
         "op": (["--ops=atention=ffi"], "there is no op 'atention'; the ops are encoder"),
-        "choice": (["--ops=matmul=cudnn"], "matmul has no implementation 'cudnn'; it has jnp"),
+        "choice": (["--ops=matmul=cudnn"], "matmul has no implementation 'cudnn' on this platform"),
         "output": ([f"--output_dir={out}"], "already holds a run; add --resume"),
         "no output": (["--checkpoint_every=1"], "--checkpoint_every needs --output_dir"),
         "unwritable": ([f"--output_dir={good}/run"], "cannot be made"),

@@ -27,6 +27,8 @@ LAYERS = [
     ("machine.py", 5),
     ("", 6),  # the programs
 ]
+# The one exception: cuDNN's attention comes with its own backward, behind jax.vjp.
+EXCEPTIONS = {"ops/attention.py": {"vjp"}}
 AUTODIFF = {"grad", "value_and_grad", "vjp", "jvp", "linearize", "custom_vjp", "jacrev", "jacfwd"}
 
 
@@ -72,7 +74,7 @@ def test_no_autodiff_in_the_program(path):
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert not used & AUTODIFF
+    assert not used & AUTODIFF - EXCEPTIONS.get(path.relative_to(ROOT).as_posix(), set())
 
 
 def test_config_does_without_jax():
