@@ -27,42 +27,50 @@ constexpr int kOther = kHS == 64 ? 64 : 32;
 // As many of them as a warp has scores of at once.
 constexpr int kAtOnce = 32;
 
-// delta = rowsum(dout out), and zeros for dq_sum, if there is one. A thread has 16 bytes of a row.
+// Delta and RoundDq: a thread has 16 bytes, a block the kPointwise pieces of them that follow each
+// other in one sequence, so that it divides in 32 bits.
+constexpr int kPointwise = 256;
+
+// delta = rowsum(dout out), and zeros for dq_sum, if there is one.
 template <typename T, int kHS>
-__global__ void __launch_bounds__(256)
-    Delta(AttentionSizes sizes, const T* out, const T* dout, float* delta, float* dq_sum) {
+__global__ void __launch_bounds__(kPointwise)
+    Delta(Shape shape, unsigned blocks, const T* out, const T* dout, float* delta, float* dq_sum) {
   constexpr int kVec = Vec<T>::kSize, kLanes = kHS / kVec;
-  int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, row = i / kLanes;
-  bool valid = row < sizes.B * sizes.T * sizes.NH;
+  unsigned b = blockIdx.x / blocks, piece = blockIdx.x % blocks * kPointwise + threadIdx.x;
+  unsigned row = piece / kLanes, t = row / shape.NH, h = row % shape.NH;
+  bool valid = t < static_cast<unsigned>(shape.T);
+  int64_t i = int64_t{b} * shape.T * shape.NH * kHS + int64_t{piece} * kVec;
   float sum = 0;
   if (valid) {
-    auto x = Vec<T>::Load(out + i * kVec), dx = Vec<T>::Load(dout + i * kVec);
+    auto x = Vec<T>::Load(out + i), dx = Vec<T>::Load(dout + i);
 #pragma unroll
     for (int k = 0; k < kVec; ++k) sum += ToFloat(x.at[k]) * ToFloat(dx.at[k]);
   }
   for (int bit = kLanes / 2; bit > 0; bit /= 2) sum += __shfl_xor_sync(kAllLanes, sum, bit);
   if (!valid) return;
-  int64_t bt = row / sizes.NH, h = row % sizes.NH, b = bt / sizes.T, t = bt % sizes.T;
-  if (i % kLanes == 0) delta[(b * sizes.NH + h) * sizes.T + t] = sum;
+  if (piece % kLanes == 0) delta[(int64_t{b} * shape.NH + h) * shape.T + t] = sum;
   if (!dq_sum) return;
-  for (int k = 0; k < kVec; k += 4) Vec<float>{}.Store(dq_sum + i * kVec + k);
+#pragma unroll
+  for (int k = 0; k < kVec; k += 4) Vec<float>{}.Store(dq_sum + i + k);
 }
 
 // dq = scale dq_sum, into dqkv.
-template <typename T>
-__global__ void __launch_bounds__(256)
-    RoundDq(int64_t count, int64_t C, float scale, const float* dq_sum, T* dqkv) {
+template <typename T, int kHS>
+__global__ void __launch_bounds__(kPointwise)
+    RoundDq(Shape shape, unsigned blocks, float scale, const float* dq_sum, T* dqkv) {
   constexpr int kVec = Vec<T>::kSize;
-  int64_t i = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kVec;
-  if (i >= count) return;
+  unsigned b = blockIdx.x / blocks, piece = blockIdx.x % blocks * kPointwise + threadIdx.x;
+  unsigned C = shape.NH * kHS, pieces = C / kVec, t = piece / pieces;
+  if (t >= static_cast<unsigned>(shape.T)) return;
+  int64_t row = int64_t{b} * shape.T + t, column = piece % pieces * kVec;
   Vec<T> dq;
 #pragma unroll
   for (int k = 0; k < kVec; k += 4) {
-    auto sum = Vec<float>::LoadStreaming(dq_sum + i + k);
+    auto sum = Vec<float>::LoadStreaming(dq_sum + row * C + column + k);
 #pragma unroll
     for (int j = 0; j < 4; ++j) dq.at[k + j] = FromFloat<T>(sum.at[j] * scale);
   }
-  dq.Store(dqkv + i / C * 3 * C + i % C);
+  dq.Store(dqkv + row * 3 * C + column);
 }
 
 template <typename T, int kHS>
@@ -331,15 +339,14 @@ template <typename T, int kHS>
 Status Backward(Stream stream, AttentionSizes sizes, bool deterministic, const T* out,
                 const float* lse, const T* dout, const T* qkv, T* dqkv, float* delta,
                 float* dq_sum) {
-  constexpr int kVec = Vec<T>::kSize, kPointwise = 256;
-  int64_t C = sizes.NH * kHS, count = sizes.B * sizes.T * C;
-  int64_t pointwise = CeilDiv(count, kVec * kPointwise);
   Shape shape(sizes, kOwn<kHS>);
   int64_t blocks = sizes.B * sizes.NH * shape.tiles;
+  auto pointwise = static_cast<unsigned>(
+      CeilDiv(sizes.T * sizes.NH * kHS, Vec<T>::kSize * kPointwise));
   float scale = 1 / std::sqrt(static_cast<float>(kHS));
   if (deterministic) dq_sum = nullptr;
-  Status status =
-      Launch(Delta<T, kHS>, pointwise, kPointwise, 0, stream, sizes, out, dout, delta, dq_sum);
+  Status status = Launch(Delta<T, kHS>, sizes.B * pointwise, kPointwise, 0, stream, shape,
+                         pointwise, out, dout, delta, dq_sum);
   if (!status.ok()) return status;
   if (deterministic) {
     status = Launch(KeysBackward<T, kHS, false>, blocks, kThreads, sizeof(KeysShared<T, kHS>),
@@ -351,7 +358,8 @@ Status Backward(Stream stream, AttentionSizes sizes, bool deterministic, const T
   status = Launch(KeysBackward<T, kHS, true>, blocks, kThreads, sizeof(KeysSharedWithDs<T, kHS>),
                   stream, shape, scale, lse, dout, qkv, delta, dqkv, dq_sum);
   if (!status.ok()) return status;
-  return Launch(RoundDq<T>, pointwise, kPointwise, 0, stream, count, C, scale, dq_sum, dqkv);
+  return Launch(RoundDq<T, kHS>, sizes.B * pointwise, kPointwise, 0, stream, shape, pointwise,
+                scale, dq_sum, dqkv);
 }
 
 }  // namespace
