@@ -53,6 +53,7 @@ CUDA_HANDLERS = (
     "llmc_cuda_classifier_forward",
     "llmc_cuda_classifier_losses",
     "llmc_cuda_encoder_backward",
+    "llmc_cuda_gelu_backward",
     "llmc_cuda_layernorm_backward",
     "llmc_cuda_residual_layernorm_forward",
     "llmc_cuda_residual_layernorm_backward",

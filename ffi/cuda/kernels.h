@@ -65,6 +65,12 @@ Status LayernormBackward(Stream stream, Type type, int N, int C, const float* me
                          const float* weight, void* dinp, float* dweight, float* dbias,
                          float* partials, int blocks);
 
+// ---- gelu.cu
+
+// Of N rows of C; out = gelu(inp) may be null; partials (blocks,C).
+Status GeluBackward(Stream stream, Type type, int N, int C, const void* dout, const void* inp,
+                    void* dinp, void* out, float* dbias, float* partials, int blocks);
+
 // ---- attention.cu
 
 // HS: 64 or 128 in bfloat16 and float16, at most 128 in float32; T * 3C below 2^32.

@@ -6,6 +6,7 @@ set(LLMC_CUDA_KERNELS
   attention_plain.cu
   classifier.cu
   encoder.cu
+  gelu.cu
   global_norm.cu
   layernorm.cu
   partials.cu)
@@ -13,6 +14,7 @@ set(LLMC_CUDA_HANDLERS
   attention.cc
   classifier.cc
   encoder.cc
+  gelu.cc
   global_norm.cc
   layernorm.cc)
 list(TRANSFORM LLMC_CUDA_KERNELS PREPEND "${CMAKE_CURRENT_LIST_DIR}/")

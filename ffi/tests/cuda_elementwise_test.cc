@@ -157,6 +157,48 @@ void TestLayernorm(std::mt19937& random) {
   }
 }
 
+template <typename T>
+void TestGelu(int N, int C, int blocks, std::mt19937& random) {
+  std::string name = "gelu of " + std::to_string(N) + " x " + std::to_string(C) + ", " +
+                     std::to_string(sizeof(T)) + " bytes";
+  Buffer<T> dout(int64_t{N} * C, random), inp(int64_t{N} * C, random, 3);
+  inp[0] = FromFloat<T>(-100.0f);
+  inp[inp.size() - 1] = FromFloat<T>(100.0f);
+  std::vector<double> out(inp.size()), dinp(inp.size()), dbias(C);
+  for (int64_t i = 0; i < inp.size(); ++i) {
+    double x = inp.Value(i), scale = std::sqrt(2 / M_PI);
+    double tanh = std::tanh(scale * (x + 0.044715 * x * x * x));
+    out[i] = x / 2 * (1 + tanh);
+    dinp[i] = (1 + tanh) / 2 + x / 2 * (1 - tanh * tanh) * scale * (1 + 3 * 0.044715 * x * x);
+    dinp[i] *= dout.Value(i);
+    dbias[i % C] += dinp[i];
+  }
+  InEverySchedule(name, [&] {
+    Buffer<T> gradient(inp.size()), again(inp.size());
+    Buffer<float> bias(C), partials(int64_t{blocks} * C);
+    for (bool with_out : {false, true}) {
+      Expect(name, GeluBackward(nullptr, kType<T>, N, C, dout.data(), inp.data(), gradient.data(),
+                                with_out ? again.data() : nullptr, bias.data(), partials.data(),
+                                blocks));
+      Expect(name + ", dinp", gradient, dinp, 4 * kEpsilon<T> + 1e-5);
+      Expect(name + ", dbias", bias, dbias, 1e-4);
+    }
+    for (int64_t i = 0; i < inp.size(); ++i)
+      if (!(std::fabs(again.Value(i) - out[i]) <= (kEpsilon<T> + 1e-6) * (1 + std::fabs(out[i]))))
+        return Fail(name, "gelu of " + std::to_string(inp.Value(i)));
+  });
+}
+
+void TestGelu(std::mt19937& random) {
+  struct {
+    int N, C, blocks;
+  } cases[] = {{1, 1, 1}, {7, 3, 3}, {9, 136, 4}, {3, 1100, 5}, {50, 8, 2}};
+  for (auto [N, C, blocks] : cases) {
+    TestGelu<float>(N, C, blocks, random);
+    TestGelu<bf16>(N, C, blocks, random);
+  }
+}
+
 }  // namespace
 
 void TestElementwise() {
@@ -164,6 +206,7 @@ void TestElementwise() {
   TestGlobalNorm();
   TestEncoder(random);
   TestLayernorm(random);
+  TestGelu(random);
 }
 
 }  // namespace llmc::cuda::test

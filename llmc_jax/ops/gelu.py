@@ -4,10 +4,12 @@ A part of mlp.py and no op to choose: nothing else uses it.
 """
 
 import math
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 
-from llmc_jax.ops.op import accumulation_dtype
+from llmc_jax.ops.op import accumulation_dtype, run_kernel
 
 SCALE = math.sqrt(2 / math.pi)
 CUBIC = 0.044715
@@ -27,3 +29,20 @@ def backward(saved, dout, inp):
     du = SCALE * (1 + 3 * CUBIC * x * x)
     dinp = dy * (0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * du)
     return (dinp.astype(inp.dtype),)
+
+
+BLOCKS = 308  # with three for a row of GPT-2's 3072 channels, 7 on each SM of an H100
+
+
+def cuda_backward(dout, inp, *, again: bool):
+    """(dinp, dbias, out) as a kernel: dbias = sum_BT(dinp) in float32, out that of `forward`.
+
+    again: whether out is wanted, which the kernel has at hand; else it is None.
+    """
+    C = inp.shape[-1]
+    float32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    like_inp = jax.ShapeDtypeStruct(inp.shape, inp.dtype)
+    scratch = float32((min(inp.size // C, BLOCKS), C))
+    results = (like_inp, float32((C,)), scratch, like_inp if again else None)
+    dinp, dbias, _, out = run_kernel("llmc_cuda_gelu_backward", results, dout, inp)
+    return dinp, dbias, out

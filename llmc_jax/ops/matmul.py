@@ -32,11 +32,20 @@ def backward(saved, dout, inp, weight, bias):
 
     dout (B,T,OC), dinp (B,T,C); dweight (OC,C) and dbias (OC,) in the accumulation dtype.
     """
-    dy = rows(dout)
-    dinp = dot(dy, weight.astype(inp.dtype), (1, 0)).astype(inp.dtype).reshape(inp.shape)
-    dweight = dot(dy, rows(inp), (0, 0))
-    dbias = jnp.sum(dy.astype(accumulation_dtype(dy.dtype)), axis=0)
-    return dinp, dweight, dbias
+    return input_gradient(dout, weight), weight_gradient(dout, inp), bias_gradient(dout)
+
+
+def input_gradient(dout, weight):
+    dinp = dot(rows(dout), weight.astype(dout.dtype), (1, 0)).astype(dout.dtype)
+    return dinp.reshape(*dout.shape[:-1], -1)
+
+
+def weight_gradient(dout, inp):
+    return dot(rows(dout), rows(inp), (0, 0))
+
+
+def bias_gradient(dout):
+    return jnp.sum(rows(dout).astype(accumulation_dtype(dout.dtype)), axis=0)
 
 
 JNP = Op(forward, backward)

@@ -115,3 +115,17 @@ def test_classifier_in_chunks_is_the_classifier(chunk, dtype):
         reference = np.asarray(reference, np.float64)
         rounding = float(jnp.finfo(result.dtype).eps) * np.abs(reference).max()
         assert test_ops.error(result, reference) <= 8 * rounding
+
+
+@pytest.mark.parametrize("dtype", test_ops.DTYPES)
+def test_mlp_computes_again_what_was_not_kept(dtype):
+    emulator.library()
+    forward, backward = map(jax.jit, ops.TABLE["mlp"]["cuda"][:2])
+    inputs, dout = test_ops.problem("mlp", 4, dtype)
+    _, saved = forward(*inputs)
+    wanted = backward(saved, dout, *inputs)
+    for less in (saved._replace(fch_gelu=None), saved._replace(fch=None, fch_gelu=None)):
+        for grad, same in zip(backward(less, dout, *inputs), wanted, strict=True):
+            reference = np.asarray(same, np.float64)
+            rounding = float(jnp.finfo(grad.dtype).eps) * np.max(np.abs(reference))
+            assert test_ops.error(grad, reference) <= 4 * rounding
