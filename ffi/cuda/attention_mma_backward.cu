@@ -130,11 +130,41 @@ __device__ inline void ScoreGradients(float (&dp)[kM][kN][4], const float (&p)[k
   }
 }
 
+// Adds ds k to the rows of dq_sum from `query` on. A warp has 32 queries and 32 columns.
+template <typename T, int kHS, typename Lanes, typename DsLanes>
+__device__ inline void AddDq(KeysSharedWithDs<T, kHS>& shared, const Lanes& lanes,
+                             const DsLanes& ds_lanes, Head<float*> dq_sum, int query, int rows) {
+  constexpr int kParts = kOther<kHS> / 32;
+  static_assert(kParts * (kHS / 32) == kWarps, "all of dq");
+  int part = Warp() % kParts * 32, column = Warp() / kParts * 32;
+  auto ds = ds_lanes.AtPiece(part / 8);
+  auto k = lanes.AtPiece(column / 8);
+  float dq[2][4][4];
+  SetZero(dq);
+#pragma unroll
+  for (int i = 0; i < kOwn<kHS> / 16; ++i) {
+    uint32_t a[2][4];
+    LoadATransposed(a, ds, &shared.ds, i);
+    AddTimes<T>(dq, a, k, &shared.k, i);
+  }
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int t = query + part + RowOf(m, 2 * half);
+      if (t >= rows) continue;
+      float* sum = dq_sum.At(t, column + ColumnOf(0, 0));
+#pragma unroll
+      for (int n = 0; n < 4; ++n)
+        ptx::AtomicAdd2(sum + 8 * n, dq[m][n][2 * half], dq[m][n][2 * half + 1]);
+    }
+}
+
 // dk and dv of a tile of keys; adds its part to dq_sum, unscaled, if kWithDq.
 template <typename T, int kHS, bool kWithDq>
 __global__ void __launch_bounds__(kThreads, 2)
-    KeysBackward(Shape shape, float scale, const float* lse, const T* dout,
-                 const T* qkv, const float* delta, T* dqkv, float* dq_sum) {
+    KeysBackward(Shape shape, float scale, const float* lse, const T* dout, const T* qkv,
+                 const float* delta, T* dqkv, float* dq_sum) {
   constexpr int kM = attention::kM<kHS>, kKeys = kOwn<kHS>, kQueries = kOther<kHS>;
   constexpr int kN = kAtOnce / 8;
   using Shared = std::conditional_t<kWithDq, KeysSharedWithDs<T, kHS>, KeysShared<T, kHS>>;
@@ -214,30 +244,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     if constexpr (kWithDq) {
       __syncthreads();
-      // A warp has 32 queries and 32 columns of dq.
-      constexpr int kParts = kQueries / 32;
-      static_assert(kParts * (kHS / 32) == kWarps, "all of dq");
-      int part = Warp() % kParts * 32, column = Warp() / kParts * 32;
-      float dq[2][4][4];
-      SetZero(dq);
-#pragma unroll
-      for (int i = 0; i < kKeys / 16; ++i) {
-        uint32_t a[2][4];
-        LoadATransposed(a, ds_lanes.AtPiece(part / 8), &shared.ds, i);
-        AddTimes<T>(dq, a, lanes.AtPiece(column / 8), &shared.k, i);
-      }
-      auto to = at.Merged(dq_sum);
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          int t = query + part + RowOf(m, 2 * half);
-          if (t >= rows) continue;
-          float* sum = to.At(t, column + ColumnOf(0, 0));
-#pragma unroll
-          for (int n = 0; n < 4; ++n)
-            ptx::AtomicAdd2(sum + 8 * n, dq[m][n][2 * half], dq[m][n][2 * half + 1]);
-        }
+      AddDq<T, kHS>(shared, lanes, ds_lanes, at.Merged(dq_sum), query, rows);
     }
   }
 
@@ -245,9 +252,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   StoreAccumulator<T>(own, &shared.k, dk, scale);
   StoreAccumulator<T>(own, &shared.v, dv, 1);
   __syncwarp();
-  auto dk_to = at.Packed(dqkv, 1), dv_to = at.Packed(dqkv, 2);
-  WriteRows<kM>(shared.k, row, dk_to, first, rows);
-  WriteRows<kM>(shared.v, row, dv_to, first, rows);
+  WriteRows<kM>(shared.k, row, at.Packed(dqkv, 1), first, rows);
+  WriteRows<kM>(shared.v, row, at.Packed(dqkv, 2), first, rows);
 }
 
 template <typename T, int kHS>
@@ -259,8 +265,8 @@ struct QueriesShared {
 // dq of a tile of queries.
 template <typename T, int kHS>
 __global__ void __launch_bounds__(kThreads, 2)
-    QueriesBackward(Shape shape, float scale, const float* lse, const T* dout,
-                    const T* qkv, const float* delta, T* dqkv) {
+    QueriesBackward(Shape shape, float scale, const float* lse, const T* dout, const T* qkv,
+                    const float* delta, T* dqkv) {
   constexpr int kM = attention::kM<kHS>, kQueries = kOwn<kHS>, kKeys = kOther<kHS>;
   constexpr int kN = kAtOnce / 8;
   auto& shared = SharedMemory<QueriesShared<T, kHS>>();
@@ -311,6 +317,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         LoadA(a, own, &shared.dout, i);
         AddTimesTransposed<T>(ds, a, other, shared.v, i);
       }
+      if (ahead > -kAtOnce) Mask(s, ahead);
 #pragma unroll
       for (int m = 0; m < kM; ++m)
 #pragma unroll
@@ -318,7 +325,6 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             float p = ptx::Exp2(fmaf(s[m][n][i], scale * kLog2E, -shift[m][i / 2]));
-            if (ahead + ColumnOf(n, i) > RowOf(m, i)) p = 0;
             ds[m][n][i] = p * (ds[m][n][i] - row_sum[m][i / 2]);
           }
 #pragma unroll
@@ -331,8 +337,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   StoreAccumulator<T>(own, &shared.q, dq, scale);
   __syncwarp();
-  auto to = at.Packed(dqkv, 0);
-  WriteRows<kM>(shared.q, row, to, first, rows);
+  WriteRows<kM>(shared.q, row, at.Packed(dqkv, 0), first, rows);
 }
 
 template <typename T, int kHS>

@@ -28,10 +28,10 @@ struct Shared {
   Tile<T, kKeys, kHS> k[2], v[2];
 };
 
-// The softmax of a warp's rows so far: scores are in units of 1 / `scale` of a power of two.
+// The softmax of a warp's rows so far.
 template <int kM, int kN>
 struct Softmax {
-  float scale;
+  float scale;                   // from a score to the exponent of 2
   float max[kM][2], sum[kM][2];  // of the rows g and g + 8; sum: of this lane's columns
 
   __device__ explicit Softmax(float scale) : scale(scale) {
@@ -94,18 +94,6 @@ struct Softmax {
   }
 };
 
-// -inf for the keys after a query; `ahead`: first key minus first query.
-template <int kM, int kN>
-__device__ inline void Mask(float (&s)[kM][kN][4], int ahead) {
-#pragma unroll
-  for (int m = 0; m < kM; ++m)
-#pragma unroll
-    for (int n = 0; n < kN; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (ahead + ColumnOf(n, i) > RowOf(m, i)) s[m][n][i] = -INFINITY;
-}
-
 template <typename T, int kHS>
 __global__ void __launch_bounds__(kThreads, 2)
     Forward(Shape shape, float scale, const T* qkv, T* out, float* lse) {
@@ -164,10 +152,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       int t = query + RowOf(m, 2 * half);
       if (Lane() % 4 == 0 && t < rows) at.PerRow(lse)[t] = row_lse[m][half];
     }
-  auto to = at.Merged(out);
   StoreAccumulator<T>(own, &shared.q, sum, 1);
   __syncwarp();
-  WriteRows<kM>(shared.q, row, to, first, rows);
+  WriteRows<kM>(shared.q, row, at.Merged(out), first, rows);
 }
 
 }  // namespace

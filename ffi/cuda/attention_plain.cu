@@ -153,6 +153,7 @@ __global__ void __launch_bounds__(kThreads)
   if (lane == 0) delta[(b * sizes.NH + h) * sizes.T + t] = sum;
 }
 
+// Zeros after the last query: there q, dout and so what it adds are zeros too.
 __device__ inline void CopyRowNumbers(BackwardShared& shared, const float* lse,
                                       const float* delta, int64_t first, int64_t T) {
   int i = threadIdx.x;
@@ -189,7 +190,7 @@ __global__ void __launch_bounds__(kThreads)
     CopyRowNumbers(shared, lse + at.head * sizes.T, delta + at.head * sizes.T, query, sizes.T);
     __syncthreads();
     for (int q = lane; q < kTile; q += kLanes) {
-      bool visible = at.first + row <= query + q && query + q < sizes.T;
+      bool visible = at.first + row <= query + q;
       Score score(shared, q, row, visible, scale, HS);
       shared.p[row][q] = score.p;
       shared.ds[row][q] = score.ds;

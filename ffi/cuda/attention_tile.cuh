@@ -91,6 +91,18 @@ class Lanes {
   uint32_t down_, across_, pair_;
 };
 
+// -inf for the keys after a query; `ahead`: first key minus first query.
+template <int kM, int kN>
+__device__ inline void Mask(float (&s)[kM][kN][4], int ahead) {
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int n = 0; n < kN; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (ahead + ColumnOf(n, i) > RowOf(m, i)) s[m][n][i] = -INFINITY;
+}
+
 // One head of one sequence: rows, `stride` numbers apart. A sequence has fewer than 2^32 numbers:
 // `data` is the same for all threads of a block, and what is not takes one register.
 template <typename Pointer>
