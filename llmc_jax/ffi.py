@@ -48,6 +48,7 @@ CPU_HANDLERS = (
 )
 
 CUDA_HANDLERS = (
+    "llmc_cuda_adamw",
     "llmc_cuda_attention_forward",
     "llmc_cuda_attention_backward",
     "llmc_cuda_classifier_forward",

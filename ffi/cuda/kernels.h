@@ -71,6 +71,27 @@ Status LayernormBackward(Stream stream, Type type, int N, int C, const float* me
 Status GeluBackward(Stream stream, Type type, int N, int C, const void* dout, const void* inp,
                     void* dinp, void* out, float* dbias, float* partials, int blocks);
 
+// ---- adamw.cu
+
+struct AdamWLeaf {
+  float* param;
+  const float* grad;
+  float *m, *v;
+  int64_t size;
+  float weight_decay;
+  bool aligned = false;  // for the launcher
+};
+
+// lr, scale and step (1 for the first) are read on the device.
+struct AdamWHyper {
+  const float *lr, *scale;
+  const int* step;
+  float beta1, beta2, eps;
+};
+
+// params, m and v in place.
+Status AdamW(Stream stream, int count, const AdamWLeaf* leaves, const AdamWHyper& hyper);
+
 // ---- attention.cu
 
 // HS: 64 or 128 in bfloat16 and float16, at most 128 in float32; T * 3C below 2^32.

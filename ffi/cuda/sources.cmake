@@ -1,5 +1,6 @@
 # The files of the CUDA kernels, used by the library, by its emulation and by the driver in tests/.
 set(LLMC_CUDA_KERNELS
+  adamw.cu
   attention.cu
   attention_mma_backward.cu
   attention_mma_forward.cu
@@ -11,6 +12,7 @@ set(LLMC_CUDA_KERNELS
   layernorm.cu
   partials.cu)
 set(LLMC_CUDA_HANDLERS
+  adamw.cc
   attention.cc
   classifier.cc
   encoder.cc

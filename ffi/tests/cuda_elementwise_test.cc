@@ -199,6 +199,52 @@ void TestGelu(std::mt19937& random) {
   }
 }
 
+// A tensor with its gradient and moments, and what they should become.
+struct AdamWTensors {
+  Buffer<float> param, grad, m, v;
+  std::vector<double> new_param, new_m, new_v;
+
+  AdamWTensors(int64_t size, std::mt19937& random)
+      : param(size, random), grad(size, random), m(size, random), v(size, random) {
+    for (int64_t i = 0; i < size; ++i) v[i] = std::fabs(v[i]);
+  }
+  void Update(double lr, double scale, int step, double decay) {
+    for (int64_t i = 0; i < param.size(); ++i) {
+      double g = scale * grad[i];
+      new_m.push_back(0.9 * m[i] + 0.1 * g);
+      new_v.push_back(0.95 * v[i] + 0.05 * g * g);
+      double m_hat = new_m[i] / (1 - std::pow(0.9, step));
+      double v_hat = new_v[i] / (1 - std::pow(0.95, step));
+      new_param.push_back(param[i] - lr * (m_hat / (std::sqrt(v_hat) + 1e-8) + decay * param[i]));
+    }
+  }
+};
+
+void TestAdamW(std::mt19937& random) {
+  std::vector<AdamWTensors> tensors;
+  for (int64_t size : {1, 3, 1024, 1025, 20167}) tensors.emplace_back(size, random);
+  while (tensors.size() < 70) tensors.emplace_back(5, random);
+  for (size_t l = 0; l < tensors.size(); ++l) tensors[l].Update(0.01, 0.5, 3, 0.1 * (l % 2));
+  float lr = 0.01f, scale = 0.5f;
+  int step = 3;
+  InEverySchedule("adamw", [&] {
+    std::vector<AdamWTensors> mine(tensors);
+    std::vector<AdamWLeaf> leaves;
+    for (size_t l = 0; l < mine.size(); ++l) {
+      AdamWTensors& t = mine[l];
+      leaves.push_back({t.param.data(), t.grad.data(), t.m.data(), t.v.data(), t.param.size(),
+                        0.1f * (l % 2)});
+    }
+    Expect("adamw", AdamW(nullptr, static_cast<int>(leaves.size()), leaves.data(),
+                          {&lr, &scale, &step, 0.9f, 0.95f, 1e-8f}));
+    for (AdamWTensors& t : mine) {
+      Expect("adamw, params", t.param, t.new_param, 1e-5);
+      Expect("adamw, m", t.m, t.new_m, 1e-5);
+      Expect("adamw, v", t.v, t.new_v, 1e-5);
+    }
+  });
+}
+
 }  // namespace
 
 void TestElementwise() {
@@ -207,6 +253,7 @@ void TestElementwise() {
   TestEncoder(random);
   TestLayernorm(random);
   TestGelu(random);
+  TestAdamW(random);
 }
 
 }  // namespace llmc::cuda::test

@@ -46,20 +46,28 @@ def _update(param, grad, m, v, hyper, weight_decay):
     return param - lr * (m_hat / (jnp.sqrt(v_hat) + eps) + weight_decay * param), m, v
 
 
-def native_update(params, grads, m, v, hyper: Hyper, *, weight_decay):
+def _kernel(target: str):
     """`update` as one kernel over all tensors, which writes params, m and v in their places."""
-    n = len(jax.tree.leaves(params))
-    scalars = 3  # before the tensors
-    aliases = {scalars + i: i for i in range(n)}  # params
-    aliases |= {scalars + 2 * n + i: n + i for i in range(2 * n)}  # m, v
-    lr, scale, step, beta1, beta2, eps = hyper
-    return run_kernel(
-        "llmc_adamw",
-        jax.eval_shape(lambda *trees: trees, params, m, v),
-        jnp.float32(lr), jnp.float32(scale), jnp.int32(step), params, grads, m, v,
-        aliases=aliases,
-        weight_decay=tuple(jax.tree.leaves(weight_decay)), beta1=beta1, beta2=beta2, eps=eps,
-    )  # fmt: skip
+
+    def native_update(params, grads, m, v, hyper: Hyper, *, weight_decay):
+        n = len(jax.tree.leaves(params))
+        scalars = 3  # before the tensors
+        aliases = {scalars + i: i for i in range(n)}  # params
+        aliases |= {scalars + 2 * n + i: n + i for i in range(2 * n)}  # m, v
+        lr, scale, step, beta1, beta2, eps = hyper
+        return run_kernel(
+            target,
+            jax.eval_shape(lambda *trees: trees, params, m, v),
+            jnp.float32(lr), jnp.float32(scale), jnp.int32(step), params, grads, m, v,
+            aliases=aliases,
+            weight_decay=tuple(jax.tree.leaves(weight_decay)), beta1=beta1, beta2=beta2, eps=eps,
+        )  # fmt: skip
+
+    return native_update
 
 
-IMPLEMENTATIONS = {"jnp": update, "ffi": native_update}
+IMPLEMENTATIONS = {
+    "jnp": update,
+    "ffi": _kernel("llmc_adamw"),
+    "cuda": _kernel("llmc_cuda_adamw"),
+}

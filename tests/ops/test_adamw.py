@@ -7,6 +7,7 @@ import pytest
 
 from llmc_jax import ops
 from llmc_jax.ops.adamw import Hyper
+from tests.ops import emulator
 
 # odd on purpose: a single number, vectors and matrices that fill no tile, one of many tiles
 SHAPES = [(1,), (7,), (65,), (48, 17), (300, 801)]
@@ -36,6 +37,8 @@ def exact(param, grad, m, v, hyper: Hyper, weight_decay: float):
 @pytest.mark.parametrize("step", [1, 2, 1000])
 @pytest.mark.parametrize("implementation", ops.TABLE["adamw"])
 def test_update_is_the_formula(implementation, step):
+    if implementation == "cuda":
+        emulator.library()
     update = ops.TABLE["adamw"][implementation]
     decay = dict(wte=0.0, block=(0.1, 0.0, 0.3, 0.1))
     state = trees(0)

@@ -14,6 +14,7 @@ import pytest
 
 from llmc_jax import ops
 from llmc_jax.ops import classifier
+from llmc_jax.ops.adamw import Hyper
 from llmc_jax.ops.cases import CASES
 from tests.ops import emulator, test_ops
 
@@ -74,6 +75,25 @@ def test_global_norm(schedule):
         norm = jax.jit(ops.implementation("global_norm", "emulated"))(grads)
     reference = np.sqrt(sum(np.sum(np.asarray(g, np.float64) ** 2) for g in grads))
     np.testing.assert_allclose(norm, reference, rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", emulator.SCHEDULES)
+def test_adamw_of_many_tensors(schedule):
+    """More than a launch takes, with sizes that fill no chunk, and more chunks than blocks."""
+    rng = np.random.default_rng(0)
+    sizes = [(1,), (1023,), (2, 600), (1100, 1001), *[(5,)] * 70]
+    params, grads, m, v = ([jnp.asarray(rng.random(s), jnp.float32) for s in sizes] for _ in "pgmv")
+    hyper = Hyper(jnp.float32(1e-2), jnp.float32(0.5), jnp.int32(3), 0.9, 0.95, 1e-8)
+    decay = [0.1 * (i % 2) for i in range(len(sizes))]
+    update, wanted = (
+        jax.jit(partial(ops.implementation("adamw", name), hyper=hyper, weight_decay=decay))
+        for name in ("emulated", "jnp")
+    )
+    with emulator.machine(schedule):
+        results = jax.block_until_ready(update(params, grads, m, v))
+    references = jax.tree.leaves(wanted(params, grads, m, v))
+    for result, reference in zip(jax.tree.leaves(results), references, strict=True):
+        np.testing.assert_allclose(result, reference, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", [80, 86])
