@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from llmc_jax import ops
+from tests.ops import emulator
 
 
 @pytest.mark.parametrize("implementation", ops.TABLE["global_norm"])
 def test_it_is_the_norm_of_all_leaves_together(implementation):
+    if implementation == "cuda":
+        emulator.library()
     rng = np.random.default_rng(0)
     shapes = [(1,), (7,), (65,), (48, 17), (300, 801)]
     leaves = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
