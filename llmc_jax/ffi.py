@@ -214,6 +214,10 @@ def register(path: Path, kind: Library) -> str:
             f"{path.name} was built for XLA FFI 0.{built} and the installed jaxlib speaks "
             f"0.{installed} (rebuild it: {REBUILD})"
         )
+    if missing := [name for name in kind.handlers if not hasattr(library, name)]:
+        return (
+            f"{path.name} is older than the program, it lacks {missing[0]} (rebuild it: {REBUILD})"
+        )
     for handler in kind.handlers:
         capsule = jax.ffi.pycapsule(getattr(library, handler))
         jax.ffi.register_ffi_target(handler, capsule, platform=kind.xla_platform)

@@ -31,6 +31,12 @@ def test_a_library_for_a_newer_ffi_is_refused_before_it_is_registered(monkeypatc
     assert "speaks 0.0" in reason and ffi.REBUILD in reason
 
 
+def test_a_library_without_all_handlers_is_refused_before_any_is_registered(monkeypatch):
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: pytest.fail("registered"))
+    newer = ffi.LIBRARIES["cpu"]._replace(handlers=("llmc_adamw", "llmc_new_forward"))
+    assert "lacks llmc_new_forward (rebuild it:" in ffi.register(library_path(), newer)
+
+
 def test_a_file_that_is_no_library_is_refused(tmp_path):
     (tmp_path / "libllmc_cpu.so").write_text("not a library")
     reason = ffi.register(tmp_path / "libllmc_cpu.so", ffi.LIBRARIES["cpu"])
