@@ -13,7 +13,7 @@ namespace llmc::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks = 1056;         // 8 on each SM of an H100: all that it holds, or more
+constexpr int kBlocks = 6 * 132;      // all that an H100 holds
 constexpr int kLeavesPerLaunch = 64;  // all that CUDA's 4 KiB of kernel arguments must hold
 constexpr int kVec = Vec<float>::kSize;
 constexpr int kChunk = kThreads * kVec;
@@ -58,7 +58,7 @@ __device__ inline void UpdateAt(const Factors& factors, const AdamWLeaf& leaf, i
   v.StoreStreaming(leaf.v + i);
 }
 
-__global__ void __launch_bounds__(kThreads) AdamWKernel(Leaves leaves, AdamWHyper hyper) {
+__global__ void __launch_bounds__(kThreads, 6) AdamWKernel(Leaves leaves, AdamWHyper hyper) {
   Factors factors(hyper);
   int64_t chunk = blockIdx.x;
   for (int l = 0; l < leaves.count; ++l) {

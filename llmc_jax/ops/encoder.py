@@ -56,10 +56,11 @@ def cuda_backward(saved, dout, inp, dwte, wpe):
     """
     N, C = inp.size, wpe.shape[1]
     rows = lax.iota(jnp.int32, N)
-    tokens, order = lax.sort((inp.reshape(N), rows), num_keys=1)
+    # XLA sorts pairs by radix only where the keys are unsigned
+    tokens, order = lax.sort((inp.reshape(N).astype(jnp.uint32), rows), num_keys=1)
     partials = jax.ShapeDtypeStruct((-(-N // WINDOW), 2, C), jnp.float32)
     results = (jax.eval_shape(partial(backward, saved), dout, inp, dwte, wpe), partials)
-    inputs = (dout, tokens, order, dwte)
+    inputs = (dout, tokens.astype(jnp.int32), order, dwte)
     return run_kernel("llmc_cuda_encoder_backward", results, *inputs, aliases={3: 0})[0]
 
 
