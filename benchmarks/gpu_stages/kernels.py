@@ -1,0 +1,137 @@
+"""Each pass of each op at the step's size, alone: our kernels, and jnp as XLA compiles it."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.gpu_stages import jax_ops, stage, timing
+from benchmarks.gpu_stages.sizes import op_cases, rates, sizes
+from benchmarks.gpu_stages.stage import Row
+from llmc_jax.models import gpt2
+from llmc_jax.ops import gelu
+from llmc_jax.ops.adamw import Hyper
+from llmc_jax.ops.op import run_kernel
+
+DTYPE = jnp.bfloat16
+# Everything else is timed behind these, in case the time is over.
+ORDER = ("attention", "classifier", "encoder", "residual_layernorm", "layernorm")
+
+
+def rows() -> list[Row]:
+    every = op_cases()
+    names = [*ORDER, *(name for name in every if name not in ORDER)]
+    listed = []
+    for name in names:
+        op = every[name][0]
+        passes = ("both",) if op == "classifier" else ("forward", "backward")
+        listed += [
+            Row(f"{name} {way}", by, partial(time_pass, name, by, way))
+            for by in [*jax_ops.kernels(op), "jnp"]
+            for way in passes
+        ]
+        if op == "classifier" and (kernels := jax_ops.kernels(op)):
+            run = partial(time_in_place, kernels[0])
+            listed.append(Row("classifier in place", kernels[0], run))
+    listed += [
+        Row(f"gelu {way}", by, partial(time_gelu, by, way))
+        for way in ("forward", "backward")
+        for by in getattr(gelu, "IMPLEMENTATIONS", ("jnp",))
+        if by != "ffi"
+    ]
+    for op, time in (("adamw", time_adamw), ("global_norm", time_global_norm)):
+        listed += [Row(op, by, partial(time, by)) for by in [*jax_ops.kernels(op), "jnp"]]
+    return listed
+
+
+def time_pass(name: str, by: str, way: str) -> dict:
+    op, case, _ = op_cases()[name]
+    problems = [jax_ops.make_problem(op, case, DTYPE, seed) for seed in range(timing.SETS)]
+    if way == "both":
+        run = jax_ops.both(op, by, case)
+        ms = timing.of_jax(lambda problem: run(*problem), problems)
+    elif way == "forward":
+        run = jax_ops.forward(op, by, case)
+        ms = timing.of_jax(lambda problem: run(*problem.inputs), problems)
+    else:
+        sets = [jax_ops.backward_arguments(op, by, case, problem) for problem in problems]
+        ms = timing.of_jax(jax_ops.backward(op, by, case), sets)
+    return rates(f"{name} {way}", ms)
+
+
+def time_in_place(by: str) -> dict:
+    """The classifier's kernel without its matrix product. After a set's first turn its logits are
+    gradients: as many bytes and exponentials, of smaller numbers."""
+    jax_ops.implementation("classifier", by)
+    B, T, model, *_ = sizes()
+    N, V, Vp = B * T, model.V, model.Vp
+    keys = jax.random.split(jax.random.key(0), timing.SETS + 1)
+    targets = jax.random.randint(keys[0], (N,), 0, V, jnp.int32)
+    dlosses = jnp.full((N,), 1 / N, jnp.float32)
+    results = (jax.ShapeDtypeStruct((N,), jnp.float32), jax.ShapeDtypeStruct((N, Vp), DTYPE))
+
+    def kernel(logits, targets, dlosses):
+        return run_kernel(
+            "llmc_cuda_classifier_forward", results, logits, targets, dlosses, aliases={0: 1}, V=V
+        )
+
+    run = jax.jit(kernel, donate_argnums=0)
+    sets = [[jax.random.normal(key, (N, Vp), DTYPE)] for key in keys[1:]]
+
+    def call(own: list):
+        losses, own[0] = run(own[0], targets, dlosses)
+        return losses
+
+    return rates("classifier in place", timing.of_jax(call, sets))
+
+
+def time_gelu(by: str, way: str) -> dict:
+    B, T, model, *_ = sizes()
+    chosen = jax_ops.implementation("gelu", by)
+    keys = jax.random.split(jax.random.key(0), 2 * timing.SETS)
+    xs = [jax.random.normal(key, (B, T, 4 * model.C), DTYPE) for key in keys]
+    pairs = list(zip(xs[::2], xs[1::2], strict=True))
+    run = {"forward": lambda x, _: chosen.forward(x)[0],
+           "backward": lambda x, dout: chosen.backward((), dout, x)}[way]  # fmt: skip
+    run = jax.jit(run)
+    return rates(f"gelu {way}", timing.of_jax(lambda pair: run(*pair), pairs))
+
+
+def parameters(seed: int, scale: float):
+    shapes = gpt2.shapes(sizes().model)
+    leaves, tree = jax.tree.flatten(shapes)
+    keys = list(jax.random.split(jax.random.key(seed), len(leaves)))
+
+    @jax.jit
+    def make():
+        pairs = zip(keys, leaves, strict=True)
+        return [scale * jax.random.normal(key, x.shape) for key, x in pairs]
+
+    return tree.unflatten(make())
+
+
+def time_global_norm(by: str) -> dict:
+    sets = [parameters(seed, 1e-3) for seed in range(timing.SETS)]
+    run = jax.jit(jax_ops.implementation("global_norm", by))
+    return rates("global_norm", timing.of_jax(run, sets))
+
+
+def time_adamw(by: str) -> dict:
+    chosen = jax_ops.implementation("adamw", by)
+    hyper = Hyper(jnp.float32(1e-4), jnp.float32(1), jnp.int32(3), 0.9, 0.95, 1e-8)
+    params, grads, m = (parameters(seed, 0.02) for seed in range(3))
+    state = [params, m, jax.tree.map(jnp.square, m)]
+    decay = jax.tree.map(lambda p: 0.1 if gpt2.is_matrix(p) else 0.0, params)
+    update = jax.jit(
+        lambda p, g, m, v: chosen(p, g, m, v, hyper, weight_decay=decay), donate_argnums=(0, 2, 3)
+    )
+
+    def call(_):  # the 2 GB of state and gradients are many times the cache
+        state[:] = update(state[0], grads, *state[1:])
+        return state
+
+    return rates("adamw", timing.of_jax(call, [None]))
+
+
+if __name__ == "__main__":
+    stage.run("kernels", rows)

@@ -1,0 +1,43 @@
+"""Our training step, compiled, as train.py makes it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+
+from benchmarks.gpu_stages.torch_step import task
+from llmc_jax import ops
+from llmc_jax.bench_step import train_config
+from llmc_jax.models.initialize import initialize
+from llmc_jax.training import parallel
+from llmc_jax.training.step import gradient_memory, init_state, train_step
+
+
+class Step(NamedTuple):
+    make: Callable  # makes a step and returns its loss, an array nobody has waited for
+    planned: int  # bytes that XLA plans for it
+    temporary: int  # of these, for what lives within a step
+
+
+def prepare(spec: str) -> Step:
+    """The step of --ops=spec. Raises BadInput with the reason where it cannot be had."""
+    chosen, _ = ops.select(spec, jax.default_backend())
+    todo, mesh = task(spec), parallel.make_mesh()
+    cfg = train_config(todo)
+    update = parallel.map_train_step(
+        partial(train_step, ops=chosen, model=todo.model, cfg=cfg), mesh
+    )
+    batch = parallel.split(tuple(x[None] for x in todo.batch()), mesh, parallel.MICRO_BATCHES)
+    state = parallel.replicate(init_state(initialize(todo.model, todo.seed)), mesh)
+    memory = parallel.replicate(gradient_memory(state.params, todo.model, cfg), mesh)
+    compiled = update.lower(state, memory, *batch).compile()
+    own = [state, memory]
+    del state, memory  # donated: the only references are to be the step's
+
+    def step():
+        own[0], own[1], metrics = compiled(*own, *batch)
+        return metrics.loss
+
+    analysis = compiled.memory_analysis()
+    return Step(step, parallel.planned_bytes(compiled), analysis.temp_size_in_bytes)
