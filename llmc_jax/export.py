@@ -155,13 +155,14 @@ def verify(cfg: ExportConfig, source: Source) -> None:
     """Compare the logits of what was written with the source's. Raises BadInput if they differ."""
     written = {"hf": f"hf:{cfg.output}"}.get(cfg.format, cfg.output)
     result = read_source(dataclasses.replace(cfg, source=written, step=-1))
-    chosen, _ = ops.select("auto", jax.default_backend())
+    model = source.model
+    chosen, _ = ops.select("auto", jax.default_backend(), model.C // model.NH)
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, source.model.V, (1, min(64, source.model.maxT))).astype(np.int32)
+    tokens = rng.integers(0, model.V, (1, min(64, model.maxT))).astype(np.int32)
 
     def logits(of: Source) -> np.ndarray:
         params = jax.tree.map(lambda x: np.asarray(x, np.float32), of.params)
-        return np.asarray(gpt2.logits(chosen, params, tokens, cfg=source.model))
+        return np.asarray(gpt2.logits(chosen, params, tokens, cfg=model))
 
     wanted, got = logits(source), logits(result)
     difference = float(np.abs(got - wanted).max() / np.abs(wanted).max())

@@ -38,12 +38,12 @@ class GenerateConfig:
 def main(cfg: GenerateConfig) -> None:
     """Print the prompt and its continuation, token by token; stops at the end of the text."""
     mesh = parallel.make_mesh()
-    chosen, _ = ops.select(cfg.ops, jax.default_backend())
     if cfg.temperature == 0:
         raise BadInput("--temperature must be above 0; --top_k=1 takes the likeliest token.")
     model, params, dtype = _read_weights(cfg, mesh) if cfg.model else _restore(cfg, mesh)
     if not 1 <= cfg.top_k <= model.V:
         raise BadInput(f"--top_k={cfg.top_k} must be from 1 to {model.V}.")
+    chosen, _ = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)
     prompt = [EOT, *tokenizer().encode_ordinary(cfg.prompt)]
     sample = sampler.make_sampler(chosen, model, dtype)
     options = dict(seed=cfg.seed, temperature=cfg.temperature, top_k=cfg.top_k)

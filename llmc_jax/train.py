@@ -42,7 +42,7 @@ def main(cfg: TrainConfig) -> None:
     model, weights = open_model(cfg.model)
     ffi.select_isa(cfg.cpu_isa)
     mesh = parallel.make_mesh()
-    chosen, names = ops.select(cfg.ops, jax.default_backend())
+    chosen, names = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)
     data = open_data(cfg, model, mesh.size)
     cfg = resolve(cfg, *data, mesh.size)
     run = open_run_dir(cfg.output_dir, resume=cfg.resume) if cfg.output_dir else None

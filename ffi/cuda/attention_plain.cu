@@ -12,6 +12,7 @@ namespace attention {
 namespace {
 
 constexpr int kTile = 32, kThreads = 256;
+constexpr int kBlocks = 3;  // an SM: as many as its shared memory holds
 constexpr int kLanes = kThreads / kTile;  // that share a row
 constexpr int kMaxHS = 128;
 constexpr int kScores = kTile / kLanes, kColumns = kMaxHS / kLanes;
@@ -100,7 +101,7 @@ __device__ inline float OverRow(float x, const Combine& combine) {
   return x;
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     PlainForward(AttentionSizes sizes, int tiles, float scale, const float* qkv, float* out,
                  float* lse) {
   auto& shared = SharedMemory<ForwardShared>();
@@ -140,7 +141,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // delta = rowsum(dout out); a warp a row.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     PlainDelta(AttentionSizes sizes, const float* out, const float* dout, float* delta) {
   int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarpSize;
   if (row >= sizes.B * sizes.T * sizes.NH) return;
@@ -173,7 +174,7 @@ struct Score {
 };
 
 // dk and dv of a tile of keys.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     PlainKeysBackward(AttentionSizes sizes, int tiles, float scale, const float* lse,
                       const float* dout, const float* qkv, const float* delta, float* dqkv) {
   auto& shared = SharedMemory<BackwardShared>();
@@ -204,7 +205,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // dq of a tile of queries.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     PlainQueriesBackward(AttentionSizes sizes, int tiles, float scale, const float* lse,
                          const float* dout, const float* qkv, const float* delta, float* dqkv) {
   auto& shared = SharedMemory<BackwardShared>();

@@ -58,24 +58,33 @@ LIBRARY = {"ffi": "cpu", "cuda": "cuda", "emulated": "emulated"}
 
 # What --ops=auto takes on a platform instead of jnp, where its kernel library is loaded.
 # A line needs a measured gain: benchmarks/results/cpu_ops.md.
-DEFAULTS = {"cpu": {op: "ffi" for op, names in TABLE.items() if "ffi" in names}, "gpu": {}}
+# The GPU's has not been measured: it holds the kernels that save most bytes by count (one pass
+# over the logits, packed qkv, one pass in layernorm's and GELU's backward), and that of encoder
+# because XLA adds to scattered rows by a loop of compare-and-swap in some versions (jax#38806).
+DEFAULTS = {
+    "cpu": {op: "ffi" for op, names in TABLE.items() if "ffi" in names},
+    "gpu": dict.fromkeys(
+        ("encoder", "layernorm", "residual_layernorm", "attention", "mlp", "classifier"), "cuda"
+    ),
+}
 
 
-def select(spec: str, platform: str) -> tuple[Ops, dict[str, str]]:
+def select(spec: str, platform: str, head_size: int | None = None) -> tuple[Ops, dict[str, str]]:
     """The ops that --ops=`spec` names on `platform` (cpu, gpu, tpu), and their names.
 
     spec: words separated by commas: auto, or the name of an implementation for every op that has
     it, or op=name for one; later words win. emulated is cuda on the CPU, by the emulator. Raises
     BadInput for an op or implementation that does not exist, that does not run on `platform`, or
-    whose kernel library is not loaded.
+    whose kernel library is not loaded. head_size: of the model; auto takes jnp's attention for one
+    that the CUDA kernels lack.
     """
-    chosen = _auto(platform)
+    chosen = _auto(platform, head_size)
     for word in filter(None, spec.split(",")):
         op, _, name = word.rpartition("=")
         if op:
             chosen[op] = _named(op, name, word, platform)
         elif name == "auto":
-            chosen = _auto(platform)
+            chosen = _auto(platform, head_size)
         else:
             chosen |= _everywhere(name, platform)
     for name in chosen.values():
@@ -100,11 +109,14 @@ def _family(name: str) -> str:
     return name.partition("_")[0]
 
 
-def _auto(platform: str) -> dict[str, str]:
+def _auto(platform: str, head_size: int | None) -> dict[str, str]:
     """The default row of a platform; jnp throughout where its library is not loaded."""
     library = ffi.LIBRARY_OF.get(platform)
     row = DEFAULTS.get(platform, {}) if library and ffi.available(library) else {}
-    return {op: row.get(op, "jnp") for op in TABLE}
+    chosen = {op: row.get(op, "jnp") for op in TABLE}
+    if chosen["attention"] == "cuda" and head_size not in (None, *attention.CUDA_HEAD_SIZES):
+        chosen["attention"] = "jnp"
+    return chosen
 
 
 def _named(op: str, name: str, word: str, platform: str) -> str:

@@ -93,10 +93,14 @@ def native_forward(qkv, *, NH):
     return saved.out, saved
 
 
+CUDA_HEAD_SIZES = (64, 128)  # in bfloat16 and float16; in float32 all up to 128
+
+
 def cuda(deterministic: bool) -> Op:
     """The kernels of ffi/cuda; deterministic: with the same dqkv every time, a little later."""
 
     def forward(qkv, *, NH):
+        _require_cuda_heads(qkv.shape[-1] // (3 * NH), qkv.dtype)
         _, results = jax.eval_shape(partial(JNP.forward, NH=NH), qkv)
         saved = run_kernel("llmc_cuda_attention_forward", results, qkv, NH=NH)
         return saved.out, saved
@@ -120,6 +124,15 @@ def cuda(deterministic: bool) -> Op:
     return Op(forward, backward)
 
 
+def _require_cuda_heads(HS: int, dtype) -> None:
+    """Raises BadInput for heads that the CUDA kernels do not take (which check this too)."""
+    if not (HS <= 128 if dtype == jnp.float32 else HS in CUDA_HEAD_SIZES):
+        raise BadInput(
+            f"--ops=attention=cuda takes heads of 64 or 128 channels (up to 128 in float32), and "
+            f"these have {HS} in {dtype}; attention=jnp takes any, cudnn others on a GPU."
+        )
+
+
 class JaxSaved(NamedTuple):
     out: Array  # (B, T, C)
     vjp: Callable  # JAX's own backward with what it needs, a tree of arrays
@@ -138,11 +151,8 @@ def from_jax(implementation: str) -> Op:
             out = jax.nn.dot_product_attention(
                 q, k, v, is_causal=True, implementation=implementation
             )
-        except (
-            RuntimeError,
-            ValueError,
-            NotImplementedError,
-        ) as error:  # not on this GPU, not this type
+        # not on this GPU, or not this type or size
+        except (RuntimeError, ValueError, NotImplementedError) as error:
             raise BadInput(
                 f"--ops=attention={implementation}: {error}; attention=jnp takes everything."
             ) from error

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmc_jax import ops
+from llmc_jax import ffi, ops
+from llmc_jax.config import BadInput
 from llmc_jax.ops.attention import JNP
+from llmc_jax.ops.op import run_kernel
 from tests.ops import emulator
 
 # (B, T, NH, HS): T on both sides of a tile of 32, 64 and 128 rows.
@@ -115,9 +117,18 @@ def test_attention(case):
     [(80, "bfloat16", "64 or 128 in bfloat16"), (136, "float32", "at most 128 in float32")],
 )
 def test_head_sizes_without_a_kernel_are_refused(HS, dtype, accepted):
-    op = ops.implementation("attention", "emulated")
-    with (
-        emulator.machine(),
-        pytest.raises(jax.errors.JaxRuntimeError, match=rf"(?s)INVALID_ARGUMENT.*{HS}.*{accepted}"),
-    ):
-        jax.block_until_ready(op.forward(jnp.zeros((1, 4, 3 * HS), dtype), NH=1))
+    """In a sentence before anything is compiled, and by the handler."""
+    qkv = jnp.zeros((1, 4, 3 * HS), dtype)
+    with pytest.raises(BadInput, match=f"these have {HS} in {dtype}; attention=jnp takes any"):
+        ops.implementation("attention", "emulated").forward(qkv, NH=1)
+    results = (jnp.zeros((1, 4, HS), dtype), jnp.zeros((1, 1, 4)))
+    refusal = rf"(?s)INVALID_ARGUMENT.*{HS}.*{accepted}"
+    with emulator.machine(), pytest.raises(jax.errors.JaxRuntimeError, match=refusal):
+        jax.block_until_ready(run_kernel("llmc_cuda_attention_forward", results, qkv, NH=1))
+
+
+def test_auto_takes_another_attention_for_other_heads(monkeypatch):
+    monkeypatch.setattr(ffi, "_load", lambda library: "")
+    assert ops.select("auto", "gpu", 64)[1]["attention"] == "cuda"
+    assert ops.select("auto", "gpu", 96)[1]["attention"] == "jnp"
+    assert ops.select("auto,attention=cudnn", "gpu", 96)[1]["attention"] == "cudnn"
