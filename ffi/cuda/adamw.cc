@@ -6,29 +6,45 @@
 namespace llmc {
 namespace {
 
-// Leaf i of the k-th of several lists of n arrays.
-const float* Leaf(Checker& check, const ffi::RemainingArgs& args, size_t n, size_t k, size_t i,
-                  int64_t* size) {
-  auto buffer = args.get<F32>(k * n + i);
-  if (!buffer.has_value()) {
-    check.Fail("leaf " + std::to_string(i) + ": " + buffer.error().message());
+// The leaves of params, grads, m and v, and the results in the places of params, m and v.
+class Trees {
+ public:
+  Trees(Checker& check, const ffi::RemainingArgs& args, const ffi::RemainingRets& rets, size_t n)
+      : check_(check), args_(args), rets_(rets), n_(n) {}
+
+  // Leaf i of list k, of as many elements as the parameter.
+  const void* Leaf(size_t k, size_t i, ffi::DataType type, int64_t size) {
+    auto buffer = args_.get<Any>(k * n_ + i);
+    if (!buffer.has_value()) return Fail(i, buffer.error().message());
+    if (buffer->element_type() != type)
+      return Fail(i, "list " + std::to_string(k) + " of params, grads, m, v has " +
+                         TypeString(buffer->element_type()) + ", expected " + TypeString(type));
+    int64_t count = buffer->element_count();
+    if (count != size)
+      return Fail(i, "it has " + std::to_string(count) + " elements in one list and " +
+                         std::to_string(size) + " in another, expected the same in all");
+    return buffer->untyped_data();
+  }
+  // The memory of leaf i of the k-th result, which XLA put in the place of `argument`.
+  void* InPlace(size_t k, size_t i, const void* argument) {
+    auto result = rets_.get<Any>(k * n_ + i);
+    void* data = result.has_value() ? (*result)->untyped_data() : nullptr;
+    check_.Require(data == argument, "result " + std::to_string(k * n_ + i) +
+                                         " is not written in place");
+    return data;
+  }
+
+ private:
+  std::nullptr_t Fail(size_t i, const std::string& message) {
+    check_.Fail("leaf " + std::to_string(i) + ": " + message);
     return nullptr;
   }
-  int64_t count = buffer->element_count();
-  if (k == 0) *size = count;
-  check.Require(*size == count, "leaf " + std::to_string(i) + " has " + std::to_string(count) +
-                                    " elements in one list and " + std::to_string(*size) +
-                                    " in another, expected the same in all");
-  return buffer->typed_data();
-}
 
-// The memory of result i, which XLA put in the place of `argument`.
-float* InPlaceLeaf(Checker& check, ffi::RemainingRets& rets, size_t i, const float* argument) {
-  auto result = rets.get<F32>(i);
-  float* data = result.has_value() ? (*result)->typed_data() : nullptr;
-  check.Require(data == argument, "result " + std::to_string(i) + " is not written in place");
-  return data;
-}
+  Checker& check_;
+  const ffi::RemainingArgs& args_;
+  const ffi::RemainingRets& rets_;
+  size_t n_;
+};
 
 ffi::Error AdamW(StreamArgument stream, F32 lr, F32 scale, S32 step, ffi::RemainingArgs args,
                  ffi::RemainingRets rets, ffi::Span<const float> weight_decay, float beta1,
@@ -41,22 +57,29 @@ ffi::Error AdamW(StreamArgument stream, F32 lr, F32 scale, S32 step, ffi::Remain
   check.Require(args.size() == 4 * n && rets.size() == 3 * n,
                 std::to_string(args.size()) + " arrays and " + std::to_string(n) +
                     " weight decays, expected params, grads, m and v of as many leaves");
+  Trees trees(check, args, rets, n);
   std::vector<cuda::AdamWLeaf> leaves(n);
+  Type type = Type::kF32;
   for (size_t i = 0; check.ok() && i < n; ++i) {
+    auto first = args.get<Any>(0), param = args.get<Any>(i);
+    if (!first.has_value() || !param.has_value()) {
+      check.Fail("leaf " + std::to_string(i) + " is no array");
+      break;
+    }
+    check.FloatType("params", *first);
+    type = TypeOf(*first);
     cuda::AdamWLeaf& leaf = leaves[i];
-    const float* param = Leaf(check, args, n, 0, i, &leaf.size);
-    leaf.grad = Leaf(check, args, n, 1, i, &leaf.size);
-    const float* m = Leaf(check, args, n, 2, i, &leaf.size);
-    const float* v = Leaf(check, args, n, 3, i, &leaf.size);
-    leaf.param = InPlaceLeaf(check, rets, i, param);
-    leaf.m = InPlaceLeaf(check, rets, n + i, m);
-    leaf.v = InPlaceLeaf(check, rets, 2 * n + i, v);
+    leaf.size = param->element_count();
     leaf.weight_decay = weight_decay[i];
+    leaf.grad = static_cast<const float*>(trees.Leaf(1, i, ffi::F32, leaf.size));
+    leaf.param = trees.InPlace(0, i, trees.Leaf(0, i, first->element_type(), leaf.size));
+    leaf.m = static_cast<float*>(trees.InPlace(1, i, trees.Leaf(2, i, ffi::F32, leaf.size)));
+    leaf.v = static_cast<float*>(trees.InPlace(2, i, trees.Leaf(3, i, ffi::F32, leaf.size)));
   }
   return Run(check, [&] {
     cuda::AdamWHyper hyper = {lr.typed_data(), scale.typed_data(), step.typed_data(), beta1,
                               beta2,           eps};
-    return cuda::AdamW(ToStream(stream), static_cast<int>(n), leaves.data(), hyper);
+    return cuda::AdamW(ToStream(stream), type, static_cast<int>(n), leaves.data(), hyper);
   });
 }
 

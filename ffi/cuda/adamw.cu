@@ -4,6 +4,10 @@
 //   param -= lr * ((m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
 //                  + weight_decay * param)
 //
+// Parameters in bfloat16 take the place of a copy in float32: most updates are smaller than half
+// the distance to the next such number, so they are rounded up or down by chance, with the
+// probabilities that make the mean right (llmc_jax/ops/adamw.py has the same numbers).
+//
 // A launch takes as many tensors as its arguments have room for. They are cut into chunks that are
 // dealt to the blocks one by one across the tensors, so that no block has more than one chunk more
 // than another, however the sizes are.
@@ -13,13 +17,15 @@ namespace llmc::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks = 6 * 132;      // all that an H100 holds
+// Blocks that an SM holds, and all that an H100 does.
+template <typename P>
+constexpr int kBlocksOfSm = sizeof(P) == 2 ? 3 : 6;
+template <typename P>
+constexpr int kBlocks = 132 * kBlocksOfSm<P>;
 constexpr int kLeavesPerLaunch = 64;  // all that CUDA's 4 KiB of kernel arguments must hold
-constexpr int kVec = Vec<float>::kSize;
-constexpr int kChunk = kThreads * kVec;
-
 struct Leaves {
   int count;
+  unsigned first;  // number of leaf[0] among all tensors
   AdamWLeaf leaf[kLeavesPerLaunch];
 };
 static_assert(sizeof(Leaves) + sizeof(AdamWHyper) <= 4096);
@@ -45,56 +51,100 @@ struct Factors {
   }
 };
 
-// Elements i to i + Vector::kSize.
-template <typename Vector>
-__device__ inline void UpdateAt(const Factors& factors, const AdamWLeaf& leaf, int64_t i) {
-  auto param = Vector::LoadStreaming(leaf.param + i), grad = Vector::LoadStreaming(leaf.grad + i);
-  auto m = Vector::LoadStreaming(leaf.m + i), v = Vector::LoadStreaming(leaf.v + i);
-#pragma unroll
-  for (int k = 0; k < Vector::kSize; ++k)
-    factors.Update(leaf.weight_decay, grad.at[k], param.at[k], m.at[k], v.at[k]);
-  param.StoreStreaming(leaf.param + i);
-  m.StoreStreaming(leaf.m + i);
-  v.StoreStreaming(leaf.v + i);
+// The finaliser of MurmurHash3 (Appleby 2011): every bit of x changes half of the result's.
+__device__ inline unsigned Scramble(unsigned x) {
+  x = (x ^ x >> 16) * 0x85ebca6bu;
+  x = (x ^ x >> 13) * 0xc2b2ae35u;
+  return x ^ x >> 16;
 }
 
-__global__ void __launch_bounds__(kThreads, 6) AdamWKernel(Leaves leaves, AdamWHyper hyper) {
+// `value` to store as element i of a tensor; `seed` is that of the step and the tensor.
+template <typename P>
+__device__ inline P Round(float value, unsigned seed, int64_t i) {
+  if constexpr (std::is_same_v<P, float>) {
+    return value;
+  } else {
+    unsigned noise = Scramble(static_cast<unsigned>(i) + seed) & 0xffffu;
+    unsigned bits = (__float_as_uint(value) + noise) & 0xffff0000u;
+    return FromFloat<P>(value == value ? __uint_as_float(bits) : value);
+  }
+}
+
+// Elements i to i + Vector::kSize.
+template <typename Vector, typename P>
+__device__ inline void UpdateAt(const Factors& factors, const AdamWLeaf& leaf, unsigned seed,
+                                int64_t i) {
+  constexpr int kSize = Vector::kSize;
+  P* params = static_cast<P*>(leaf.param);
+  float grad[kSize], m[kSize], v[kSize];
+  auto param = Vector::LoadStreaming(params + i);
+  LoadFloats(grad, leaf.grad + i);
+  LoadFloats(m, leaf.m + i);
+  LoadFloats(v, leaf.v + i);
+#pragma unroll
+  for (int k = 0; k < kSize; ++k) {
+    float value = ToFloat(param.at[k]);
+    factors.Update(leaf.weight_decay, grad[k], value, m[k], v[k]);
+    param.at[k] = Round<P>(value, seed, i + k);
+  }
+  param.StoreStreaming(params + i);
+  StoreFloats(m, leaf.m + i);
+  StoreFloats(v, leaf.v + i);
+}
+
+template <typename P>
+constexpr int64_t kChunk = kThreads * Vec<P>::kSize;
+
+template <typename P>
+__global__ void __launch_bounds__(kThreads, kBlocksOfSm<P>)
+    AdamWKernel(Leaves leaves, AdamWHyper hyper) {
+  constexpr int kSize = Vec<P>::kSize;
   Factors factors(hyper);
+  unsigned step = Scramble(*hyper.step);
   int64_t chunk = blockIdx.x;
   for (int l = 0; l < leaves.count; ++l) {
     const AdamWLeaf& leaf = leaves.leaf[l];
-    int64_t chunks = (leaf.size + kChunk - 1) / kChunk;
+    unsigned seed = Scramble(step + leaves.first + l);
+    int64_t chunks = (leaf.size + kChunk<P> - 1) / kChunk<P>;
     for (; chunk < chunks; chunk += gridDim.x) {
-      int64_t i = chunk * kChunk + threadIdx.x * kVec, end = i + kVec;
+      int64_t i = chunk * kChunk<P> + threadIdx.x * kSize, end = i + kSize;
       if (leaf.aligned && end <= leaf.size) {
-        UpdateAt<Vec<float>>(factors, leaf, i);
+        UpdateAt<Vec<P>, P>(factors, leaf, seed, i);
       } else {
-        for (; i < end && i < leaf.size; ++i) UpdateAt<One<float>>(factors, leaf, i);
+        for (; i < end && i < leaf.size; ++i) UpdateAt<One<P>, P>(factors, leaf, seed, i);
       }
     }
     chunk -= chunks;
   }
 }
 
-}  // namespace
-
-Status AdamW(Stream stream, int count, const AdamWLeaf* leaves, const AdamWHyper& hyper) {
+template <typename P>
+Status Run(Stream stream, int count, const AdamWLeaf* leaves, const AdamWHyper& hyper) {
   for (int begin = 0; begin < count; begin += kLeavesPerLaunch) {
     Leaves part = {};
     part.count = std::min(count - begin, kLeavesPerLaunch);
+    part.first = begin;
     int64_t chunks = 0;
     for (int l = 0; l < part.count; ++l) {
       AdamWLeaf& leaf = part.leaf[l] = leaves[begin + l];
       leaf.aligned = Aligned16(leaf.param) && Aligned16(leaf.grad) && Aligned16(leaf.m) &&
                      Aligned16(leaf.v);
-      chunks += CeilDiv(leaf.size, kChunk);
+      chunks += CeilDiv(leaf.size, kChunk<P>);
     }
     if (chunks == 0) continue;
-    unsigned blocks = static_cast<unsigned>(std::min<int64_t>(chunks, kBlocks));
-    Status status = Launch(AdamWKernel, blocks, kThreads, 0, stream, part, hyper);
+    unsigned blocks = static_cast<unsigned>(std::min<int64_t>(chunks, kBlocks<P>));
+    Status status = Launch(AdamWKernel<P>, blocks, kThreads, 0, stream, part, hyper);
     if (!status.ok()) return status;
   }
   return {};
+}
+
+}  // namespace
+
+Status AdamW(Stream stream, Type type, int count, const AdamWLeaf* leaves,
+             const AdamWHyper& hyper) {
+  auto run = type == Type::kBF16 ? Run<bf16> : Run<float>;
+  return run(stream, count, leaves, hyper);
 }
 
 }  // namespace llmc::cuda

@@ -74,7 +74,7 @@ Status GeluBackward(Stream stream, Type type, int N, int C, const void* dout, co
 // ---- adamw.cu
 
 struct AdamWLeaf {
-  float* param;
+  void* param;
   const float* grad;
   float *m, *v;
   int64_t size;
@@ -89,8 +89,9 @@ struct AdamWHyper {
   float beta1, beta2, eps;
 };
 
-// params, m and v in place.
-Status AdamW(Stream stream, int count, const AdamWLeaf* leaves, const AdamWHyper& hyper);
+// params, of `type`, m and v in place.
+Status AdamW(Stream stream, Type type, int count, const AdamWLeaf* leaves,
+             const AdamWHyper& hyper);
 
 // ---- attention.cu
 

@@ -235,7 +235,7 @@ void TestAdamW(std::mt19937& random) {
       leaves.push_back({t.param.data(), t.grad.data(), t.m.data(), t.v.data(), t.param.size(),
                         0.1f * (l % 2)});
     }
-    Expect("adamw", AdamW(nullptr, static_cast<int>(leaves.size()), leaves.data(),
+    Expect("adamw", AdamW(nullptr, Type::kF32, static_cast<int>(leaves.size()), leaves.data(),
                           {&lr, &scale, &step, 0.9f, 0.95f, 1e-8f}));
     for (AdamWTensors& t : mine) {
       Expect("adamw, params", t.param, t.new_param, 1e-5);
@@ -243,6 +243,30 @@ void TestAdamW(std::mt19937& random) {
       Expect("adamw, v", t.v, t.new_v, 1e-5);
     }
   });
+}
+
+// Rounded up or down, but never to a number further away.
+void TestAdamWBfloat16(std::mt19937& random) {
+  float lr = 0.01f, scale = 0.5f;
+  int step = 3;
+  for (int64_t size : {1, 9, 2049, 5000}) {
+    AdamWTensors t(size, random);
+    Buffer<bf16> param(size);
+    for (int64_t i = 0; i < size; ++i) t.param[i] = ToFloat(param[i] = FromFloat<bf16>(t.param[i]));
+    t.Update(lr, scale, step, 0.1);
+    InEverySchedule("adamw in bfloat16", [&] {
+      Buffer<bf16> rounded(param);
+      Buffer<float> m(t.m), v(t.v);
+      AdamWLeaf leaf = {rounded.data(), t.grad.data(), m.data(), v.data(), size, 0.1f};
+      Expect("adamw in bfloat16",
+             AdamW(nullptr, Type::kBF16, 1, &leaf, {&lr, &scale, &step, 0.9f, 0.95f, 1e-8f}));
+      Expect("adamw in bfloat16, v", v, t.new_v, 1e-5);
+      for (int64_t i = 0; i < size; ++i)
+        if (!(std::fabs(rounded.Value(i) - t.new_param[i]) <=
+              kEpsilon<bf16> * std::fabs(t.new_param[i]) + 1e-6))
+          return Fail("adamw in bfloat16", "element " + std::to_string(i));
+    });
+  }
 }
 
 }  // namespace
@@ -254,6 +278,7 @@ void TestElementwise() {
   TestLayernorm(random);
   TestGelu(random);
   TestAdamW(random);
+  TestAdamWBfloat16(random);
 }
 
 }  // namespace llmc::cuda::test

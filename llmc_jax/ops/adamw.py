@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from llmc_jax.ops.op import run_kernel
+from llmc_jax.ops.op import accumulation_dtype, run_kernel
 
 
 class Hyper(NamedTuple):
@@ -26,24 +26,46 @@ def update(params, grads, m, v, hyper: Hyper, *, weight_decay):
     params, grads, m, v are trees of one structure with float32 leaves, weight_decay one of Python
     floats (0.0: no decay); returns (params, m, v). m and v are the moving averages of the
     gradient and of its square, m_hat and v_hat those without their bias to 0.
+
+    params may be bfloat16, for want of memory for a float32 copy: then their new values are
+    rounded up or down by chance, with the probabilities that keep the mean what it was.
     """
-
-    def update_leaf(param, grad, m, v, weight_decay):
-        return _update(param, grad, m, v, hyper, weight_decay)
-
-    updated = jax.tree.map(update_leaf, params, grads, m, v, weight_decay)
-    return jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, 0, 0)), updated)
+    structure = jax.tree.structure(params)
+    leaves = zip(*map(jax.tree.leaves, (params, grads, m, v, weight_decay)), strict=True)
+    updated = [_update(*leaf, hyper, number) for number, leaf in enumerate(leaves)]
+    return tuple(structure.unflatten(tree) for tree in zip(*updated, strict=True))
 
 
-def _update(param, grad, m, v, hyper, weight_decay):
-    """`update` of one tensor."""
+def _update(param, grad, m, v, weight_decay, hyper, number):
+    """`update` of tensor `number`."""
     lr, scale, step, beta1, beta2, eps = hyper
+    dtype, param = param.dtype, param.astype(accumulation_dtype(param.dtype))
     grad = grad * scale
     m = beta1 * m + (1 - beta1) * grad
     v = beta2 * v + (1 - beta2) * grad * grad
     m_hat = m / (1 - beta1**step)
     v_hat = v / (1 - beta2**step)
-    return param - lr * (m_hat / (jnp.sqrt(v_hat) + eps) + weight_decay * param), m, v
+    param = param - lr * (m_hat / (jnp.sqrt(v_hat) + eps) + weight_decay * param)
+    if dtype == jnp.bfloat16:
+        param = _round_by_chance(param, _scramble(_scramble(step) + jnp.uint32(number)))
+    return param, m, v
+
+
+def _round_by_chance(x, seed):
+    """float32 x as bfloat16: up where what is cut off and a random number have a carry."""
+    index = lax.iota(jnp.uint32, x.size).reshape(x.shape)
+    bits = lax.bitcast_convert_type(x, jnp.uint32) + (_scramble(index + seed) & 0xFFFF)
+    rounded = lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isnan(x), x, rounded).astype(jnp.bfloat16)
+
+
+def _scramble(x):
+    """The finaliser of MurmurHash3 (Appleby 2011): bits that look random, and are always the same
+    for the same step, tensor and element, so that a run can be repeated."""
+    x = x.astype(jnp.uint32)
+    x = (x ^ x >> 16) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ x >> 13) * jnp.uint32(0xC2B2AE35)
+    return x ^ x >> 16
 
 
 def _kernel(target: str):

@@ -1,5 +1,7 @@
 """Every implementation of AdamW makes the update of the formula, computed in float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,3 +58,47 @@ def test_update_is_the_formula(implementation, step):
         for result, reference in zip(updated, wanted, strict=True):
             assert result.dtype == jnp.float32 and result.shape == param.shape
             np.testing.assert_allclose(result, reference, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("implementation", ["jnp", "cuda"])
+def test_bfloat16_parameters_move_as_float32_ones_on_average(implementation):
+    """Though each step is a small part of the distance to the next such number."""
+    if implementation == "cuda":
+        emulator.library()
+    update = ops.TABLE["adamw"][implementation]
+    hyper = Hyper(jnp.float32(1e-4), jnp.float32(1), jnp.int32(1), 0.9, 0.95, 1e-8)
+
+    @jax.jit
+    def run(params, m, v, step):
+        grads = jax.tree.map(jnp.ones_like, m)
+        return update(params, grads, m, v, hyper._replace(step=step), weight_decay=[0.0, 0.0])
+
+    params = [jnp.full((n,), 1.0, jnp.bfloat16) for n in (4001, 5000)]
+    m = v = [jnp.zeros(p.shape, jnp.float32) for p in params]
+    for step in range(1, 21):  # the gradient is always 1, so each step is lr
+        params, m, v = run(params, m, v, jnp.int32(step))
+    for param in params:
+        assert param.dtype == jnp.bfloat16
+        values = np.asarray(param, np.float64)
+        np.testing.assert_allclose(1 - values.mean(), 20 * 1e-4, rtol=0.1)
+        assert len(np.unique(values)) > 1
+
+
+def test_the_kernel_rounds_by_the_same_chance_as_jnp():
+    emulator.library()
+    params, grads, m, v = trees(0)
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    decay = jax.tree.map(lambda _: 0.1, params)
+    hyper = Hyper(jnp.float32(3e-3), jnp.float32(0.25), jnp.int32(7), 0.9, 0.95, 1e-8)
+    results, wanted = (
+        jax.jit(partial(ops.TABLE["adamw"][name], hyper=hyper, weight_decay=decay))(
+            params, grads, m, v
+        )
+        for name in ("cuda", "jnp")
+    )
+    same = [
+        np.asarray(a) == np.asarray(b)
+        for a, b in zip(*map(jax.tree.leaves, (results[0], wanted[0])), strict=True)
+    ]
+    # of float32 values that differ in the last bit a few are rounded differently
+    assert np.mean(np.concatenate([x.ravel() for x in same])) > 0.999
