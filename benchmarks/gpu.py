@@ -47,13 +47,13 @@ AS_NEEDED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 # that what comes late and matters, the step, gets its time.
 ALL = (
     Stage("sanity", 45, 5, environment=AS_NEEDED),
-    Stage("build", 100, 5),
-    Stage("ceilings", 75, 20, environment=AS_NEEDED),
-    Stage("correctness", 90, 15, environment=AS_NEEDED),
-    Stage("sanitizer", 100, 0, isolated=True),
-    Stage("kernels", 90, 25, environment=AS_NEEDED),
-    Stage("kernels_torch", 60, 20),
-    Stage("step", 300, 120, isolated=True),
+    Stage("build", 85, 40),
+    Stage("ceilings", 60, 40, environment=AS_NEEDED),
+    Stage("correctness", 60, 40, environment=AS_NEEDED),
+    Stage("sanitizer", 60, 25, isolated=True),
+    Stage("kernels", 90, 60, environment=AS_NEEDED),
+    Stage("kernels_torch", 60, 35),
+    Stage("step", 300, 165, isolated=True),
     Stage("breakdown", 60, 30, isolated=True),
     Stage("table", 20, 8),
 )

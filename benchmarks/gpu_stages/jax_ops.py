@@ -8,9 +8,8 @@ import jax.numpy as jnp
 
 from benchmarks.gpu_stages import results
 from llmc_jax import ffi, ops
-from llmc_jax.ops import gelu
 from llmc_jax.ops.cases import Case
-from llmc_jax.ops.op import Op, accumulation_dtype
+from llmc_jax.ops.op import accumulation_dtype
 
 
 def kernels(op: str) -> list[str]:
@@ -20,9 +19,6 @@ def kernels(op: str) -> list[str]:
 
 def implementation(op: str, name: str):
     """Raises BadInput with the reason where `name` cannot run here."""
-    if op == "gelu":
-        every = getattr(gelu, "IMPLEMENTATIONS", {"jnp": Op(gelu.forward, gelu.backward)})
-        return every[name.replace("emulated", "cuda")]
     library = ops.LIBRARY.get(name.partition("_")[0])
     if library:
         ffi.require(library, asked=name)

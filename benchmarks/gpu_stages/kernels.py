@@ -14,33 +14,40 @@ from llmc_jax.ops.adamw import Hyper
 from llmc_jax.ops.op import run_kernel
 
 DTYPE = jnp.bfloat16
-# Everything else is timed behind these, in case the time is over.
+# What is matrix products for the most part is timed last, in case the time is over.
 ORDER = ("attention", "classifier", "encoder", "residual_layernorm", "layernorm")
 
 
 def rows() -> list[Row]:
-    every = op_cases()
-    names = [*ORDER, *(name for name in every if name not in ORDER)]
-    listed = []
-    for name in names:
-        op = every[name][0]
-        passes = ("both",) if op == "classifier" else ("forward", "backward")
-        listed += [
-            Row(f"{name} {way}", by, partial(time_pass, name, by, way))
-            for by in [*jax_ops.kernels(op), "jnp"]
-            for way in passes
-        ]
-        if op == "classifier" and (kernels := jax_ops.kernels(op)):
-            run = partial(time_in_place, kernels[0])
-            listed.append(Row("classifier in place", kernels[0], run))
-    listed += [
-        Row(f"gelu {way}", by, partial(time_gelu, by, way))
-        for way in ("forward", "backward")
-        for by in getattr(gelu, "IMPLEMENTATIONS", ("jnp",))
-        if by != "ffi"
+    others = [name for name in op_cases() if name not in ORDER]
+    return [
+        *(row for name in ORDER for row in rows_of(name)),
+        Row("gelu forward", "jnp", time_gelu_forward),
+        *(
+            Row("gelu backward", by, partial(time_gelu_backward, by))
+            for by in [*jax_ops.kernels("mlp"), "jnp"]
+        ),
+        *(Row("adamw", by, partial(time_adamw, by)) for by in [*jax_ops.kernels("adamw"), "jnp"]),
+        *(
+            Row("global_norm", by, partial(time_global_norm, by))
+            for by in [*jax_ops.kernels("global_norm"), "jnp"]
+        ),
+        *(row for name in others for row in rows_of(name)),
     ]
-    for op, time in (("adamw", time_adamw), ("global_norm", time_global_norm)):
-        listed += [Row(op, by, partial(time, by)) for by in [*jax_ops.kernels(op), "jnp"]]
+
+
+def rows_of(name: str) -> list[Row]:
+    """Of one op of op_cases(), each pass by each implementation."""
+    op = op_cases()[name][0]
+    kernels = jax_ops.kernels(op)
+    listed = [
+        Row(f"{name} {way}", by, partial(time_pass, name, by, way))
+        for by in [*kernels, "jnp"]
+        for way in (("both",) if op == "classifier" else ("forward", "backward"))
+    ]
+    if op == "classifier" and kernels:
+        run = partial(time_in_place, kernels[0])
+        listed.append(Row("classifier in place", kernels[0], run))
     return listed
 
 
@@ -85,16 +92,31 @@ def time_in_place(by: str) -> dict:
     return rates("classifier in place", timing.of_jax(call, sets))
 
 
-def time_gelu(by: str, way: str) -> dict:
+def hidden() -> list[tuple]:
+    """Pairs of activations of the MLP's hidden layer."""
     B, T, model, *_ = sizes()
-    chosen = jax_ops.implementation("gelu", by)
     keys = jax.random.split(jax.random.key(0), 2 * timing.SETS)
     xs = [jax.random.normal(key, (B, T, 4 * model.C), DTYPE) for key in keys]
-    pairs = list(zip(xs[::2], xs[1::2], strict=True))
-    run = {"forward": lambda x, _: chosen.forward(x)[0],
-           "backward": lambda x, dout: chosen.backward((), dout, x)}[way]  # fmt: skip
-    run = jax.jit(run)
-    return rates(f"gelu {way}", timing.of_jax(lambda pair: run(*pair), pairs))
+    return list(zip(xs[::2], xs[1::2], strict=True))
+
+
+def time_gelu_forward() -> dict:
+    run = jax.jit(lambda pair: gelu.forward(pair[0])[0])
+    return rates("gelu forward", timing.of_jax(run, hidden()))
+
+
+def time_gelu_backward(by: str) -> dict:
+    """With the gradient of the bias before it, which our kernel makes on the way."""
+    jax_ops.implementation("mlp", by)
+
+    def backward(inp, dout):
+        if by != "jnp":
+            return gelu.cuda_backward(dout, inp, again=False)[:2]
+        (dinp,) = gelu.backward((), dout, inp)
+        return dinp, jnp.sum(dinp.astype(jnp.float32), axis=(0, 1))
+
+    run = jax.jit(lambda pair: backward(*pair))
+    return rates("gelu backward", timing.of_jax(run, hidden()))
 
 
 def parameters(seed: int, scale: float):

@@ -1,10 +1,12 @@
 """What every stage is: rows, measured one after the other, each written before the next."""
 
 import importlib.util
+import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from absl import app, flags
@@ -41,6 +43,8 @@ def run(name: str, make_rows: Callable[[], list[Row]]) -> None:
 
 
 def _run(name: str, rows: list[Row]) -> int:
+    if results.platform() == "gpu" and not has_gpu():
+        sys.exit("there is no GPU; --platform=cpu --small tries the program out")
     rows = [row for row in rows if row.first or not results.FIRST.value]
     if FROM_ROW.value == 0:
         planned = [[row.op, row.by] for row in rows]
@@ -60,6 +64,11 @@ def _run(name: str, rows: list[Row]) -> int:
         if (ONE_ROW.value or over) and number + 1 < len(rows):
             return AGAIN
     return 0
+
+
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA driver, asked of neither JAX nor PyTorch."""
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
 
 
 def _measure(row: Row) -> dict:

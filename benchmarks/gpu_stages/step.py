@@ -22,13 +22,13 @@ def rows() -> list[Row]:
         pytorch("bf16", "cudnn", first=True),
         ours(base, first=True),
         ours(cuda),
+        ours("auto"),
         pytorch("autocast", "cudnn", first=True),
         ours(f"{cuda},attention=cudnn"),
         *(ours(spec) for spec in one_kernel_on(base, cuda)),
         pytorch("bf16", "flash"),
         pytorch("autocast", "flash"),
         ours(f"{cuda},attention={cuda}_deterministic"),
-        ours("auto"),
     ]
 
 
