@@ -16,6 +16,7 @@ from llmc_jax import ops
 from llmc_jax.ops import classifier
 from llmc_jax.ops.adamw import Hyper
 from llmc_jax.ops.cases import CASES
+from llmc_jax.ops.op import run_kernel
 from tests.ops import emulator, test_ops
 
 # Attention has a file of its own. Left out is what takes long and shows nothing new.
@@ -118,6 +119,16 @@ def test_classifier_writes_over_the_logits():
     compiled = lowered.compile().as_text()
     assert re.search(rf"{logits}.*custom-call", compiled)
     assert not re.search(rf"{logits}\S* copy\(", compiled)
+
+
+def test_a_wrong_type_is_an_error_that_says_so():
+    emulator.library()
+    logits = jnp.zeros((4, 8), jnp.float16)
+    targets = jnp.zeros((2, 2), jnp.int32)
+    losses = jax.ShapeDtypeStruct((2, 2), jnp.float32)
+    expected = "llmc_cuda_classifier_losses: logits is float16, expected float32 or bfloat16"
+    with pytest.raises(jax.errors.JaxRuntimeError, match=expected):
+        run_kernel("llmc_cuda_classifier_losses", losses, logits, targets, V=7).block_until_ready()
 
 
 @pytest.mark.parametrize(("chunk", "dtype"), [(65, "float32"), (130, "bfloat16")])
