@@ -8,6 +8,7 @@ Status AttentionForward(Stream stream, Type type, AttentionSizes sizes, const vo
   if (type == Type::kF32)
     return AttentionForwardPlain(stream, sizes, static_cast<const float*>(qkv),
                                  static_cast<float*>(out), lse);
+  if (Architecture() == 90) return AttentionForwardHopper(stream, type, sizes, qkv, out, lse);
   return AttentionForwardMma(stream, type, sizes, qkv, out, lse);
 }
 

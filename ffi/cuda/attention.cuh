@@ -20,6 +20,13 @@ Status AttentionBackwardMma(Stream stream, Type type, AttentionSizes sizes, bool
                             const void* out, const float* lse, const void* dout, const void* qkv,
                             void* dqkv, float* delta, float* dq_sum);
 
+// attention_hopper_*.cu: the same on sm_90; backward HS 64 only and not deterministic.
+Status AttentionForwardHopper(Stream stream, Type type, AttentionSizes sizes, const void* qkv,
+                              void* out, float* lse);
+Status AttentionBackwardHopper(Stream stream, Type type, AttentionSizes sizes, const void* out,
+                               const float* lse, const void* dout, const void* qkv, void* dqkv,
+                               float* delta, float* dq_sum);
+
 // Gives run a type and a head size as constants: run(T{}, std::integral_constant<int, HS>{}).
 template <typename Run>
 Status ForTypeAndHeadSize(Type type, int64_t HS, const Run& run) {

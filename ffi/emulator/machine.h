@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -69,6 +70,7 @@ struct Thread {
   std::function<bool()> ready;
   Groups copies;  // of cp.async
   Groups stores;  // of bulk copies out of shared memory
+  std::shared_ptr<void> products;  // of its warpgroup: see hopper.h
   void* stack_pointer = nullptr;
   void* sanitizer_stack = nullptr;
 };

@@ -1,49 +1,11 @@
 // Attention in each of its types, head sizes and forms.
 #include <algorithm>
 
+#include "tests/cuda_attention_reference.h"
 #include "tests/cuda_harness.h"
 
 namespace llmc::cuda::test {
 namespace {
-
-// What the kernels should give, by the definition; heads in the place where the kernels have them.
-struct Reference {
-  std::vector<double> out, lse, dqkv;
-
-  template <typename T>
-  Reference(AttentionSizes sizes, const Buffer<T>& qkv, const Buffer<T>& dout)
-      : out(dout.size()), lse(sizes.B * sizes.NH * sizes.T), dqkv(qkv.size()) {
-    int64_t C = sizes.NH * sizes.HS;
-    for (int64_t b = 0; b < sizes.B; ++b)
-      for (int64_t h = 0; h < sizes.NH; ++h)
-        for (int64_t t = 0; t < sizes.T; ++t) {
-          // where the numbers of time s are in qkv and in out
-          auto in = [&](int64_t s, int part) {
-            return ((b * sizes.T + s) * 3 + part) * C + h * sizes.HS;
-          };
-          int64_t at = (b * sizes.T + t) * C + h * sizes.HS;
-          std::vector<double> p(t + 1), dp(t + 1);
-          double sum = 0, scale = 1 / std::sqrt(double(sizes.HS)), inner = 0;
-          for (int64_t s = 0; s <= t; ++s) {
-            for (int64_t i = 0; i < sizes.HS; ++i) {
-              p[s] += qkv.Value(in(t, 0) + i) * qkv.Value(in(s, 1) + i) * scale;
-              dp[s] += dout.Value(at + i) * qkv.Value(in(s, 2) + i);
-            }
-            sum += p[s] = std::exp(p[s]);
-          }
-          lse[(b * sizes.NH + h) * sizes.T + t] = std::log(sum);
-          for (int64_t s = 0; s <= t; ++s) inner += (p[s] /= sum) * dp[s];
-          for (int64_t s = 0; s <= t; ++s)
-            for (int64_t i = 0; i < sizes.HS; ++i) {
-              double ds = p[s] * (dp[s] - inner) * scale;
-              out[at + i] += p[s] * qkv.Value(in(s, 2) + i);
-              dqkv[in(t, 0) + i] += ds * qkv.Value(in(s, 1) + i);
-              dqkv[in(s, 1) + i] += ds * qkv.Value(in(t, 0) + i);
-              dqkv[in(s, 2) + i] += p[s] * dout.Value(at + i);
-            }
-        }
-  }
-};
 
 template <typename T>
 void TestCase(AttentionSizes sizes) {
@@ -52,7 +14,7 @@ void TestCase(AttentionSizes sizes) {
   std::mt19937 random(0);
   int64_t rows = sizes.B * sizes.T, C = sizes.NH * sizes.HS;
   Buffer<T> qkv(rows * 3 * C, random), dout(rows * C, random);
-  Reference want(sizes, qkv, dout);
+  AttentionReference want(sizes, qkv, dout);
   double tolerance = std::max(8 * kEpsilon<T>, 1e-5);
   InEverySchedule(name, [&] {
     Buffer<T> out(rows * C);
@@ -75,10 +37,12 @@ void TestCase(AttentionSizes sizes) {
 }  // namespace
 
 void TestAttention() {
+  emulator::SetArchitecture(80);  // for sm_90 see cuda_hopper_test.cc
   TestCase<bf16>({1, 130, 1, 64});
   TestCase<bf16>({2, 1, 3, 128});
   TestCase<f16>({1, 65, 1, 128});
   TestCase<float>({2, 33, 2, 7});
+  emulator::SetArchitecture(90);
 }
 
 }  // namespace llmc::cuda::test

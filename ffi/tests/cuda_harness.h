@@ -105,5 +105,6 @@ void TestEmulator();
 void TestAttention();
 void TestClassifier();
 void TestElementwise();
+void TestHopper();
 
 }  // namespace llmc::cuda::test

@@ -8,6 +8,7 @@ int main() {
   TestAttention();
   TestClassifier();
   TestElementwise();
+  TestHopper();
   std::printf(failures ? "%d failures\n" : "all CUDA kernels passed\n", failures);
   return failures ? 1 : 0;
 }
