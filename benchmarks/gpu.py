@@ -126,10 +126,18 @@ def run_process(stage: Stage, row: int, deadline: float) -> tuple[int | None, st
         try:
             status = process.wait(max(deadline - time.monotonic(), 0.1))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            kill(process)
             return None, "the stage's time was over"
+        except KeyboardInterrupt:
+            kill(process)
+            raise
     return status, death(status, begin)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """End it and what it started."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def environment(stage: Stage) -> dict[str, str]:
