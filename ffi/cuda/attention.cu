@@ -20,6 +20,8 @@ Status AttentionBackward(Stream stream, Type type, AttentionSizes sizes, bool de
                                   static_cast<const float*>(dout),
                                   static_cast<const float*>(qkv), static_cast<float*>(dqkv),
                                   delta);
+  if (Architecture() == 90 && sizes.HS == 64 && !deterministic)
+    return AttentionBackwardHopper(stream, type, sizes, out, lse, dout, qkv, dqkv, delta, dq_sum);
   return AttentionBackwardMma(stream, type, sizes, deterministic, out, lse, dout, qkv, dqkv, delta,
                               dq_sum);
 }

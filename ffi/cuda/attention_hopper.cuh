@@ -106,19 +106,27 @@ inline Status MapRows(ptx::TensorMap* map, const AttentionSizes& sizes, int head
       {64, 1, static_cast<uint32_t>(rows), 1});
 }
 
-// Stores an accumulator, times `scale`, in a tile of 64 rows, two numbers that follow each other
-// at once. By a warpgroup.
-template <typename T>
-__device__ inline void StoreAccumulator(const void* tile, const float (&d)[32], float scale) {
-  int warp = threadIdx.x % ptx::kWarpgroup / kWarpSize, lane = threadIdx.x % kWarpSize;
-  int row = 16 * warp + lane / 4;
-  uint32_t at = ptx::SharedAddress(tile) + ptx::Swizzled(row, 0) + lane % 4 * 4;
+// This thread's row in an accumulator, of d[0]; its column.
+__device__ inline int RowOfThread() {
+  return threadIdx.x % ptx::kWarpgroup / kWarpSize * 16 + threadIdx.x % kWarpSize / 4;
+}
+__device__ inline int ColumnOfThread() { return threadIdx.x % 4 * 2; }
+
+// An accumulator, times `scale`, as the left operand of the next product: the registers of the one
+// are those of the other, rounded.
+template <typename T, int kK>
+__device__ inline void Round(uint32_t (&to)[kK][4], const float (&d)[8 * kK], float scale = 1) {
 #pragma unroll
-  for (int n = 0; n < 8; ++n)
+  for (int i = 0; i < 4 * kK; ++i)
+    to[i / 4][i % 4] = ptx::Pack<T>(d[2 * i] * scale, d[2 * i + 1] * scale);
+}
+
+// Stores 64 rows and 64 columns of that in a tile, at `tile`.
+__device__ inline void StoreRounded(const void* tile, const uint32_t (&d)[4][4]) {
+  uint32_t at = ptx::SharedAddress(tile) + ptx::Swizzled(RowOfThread(), 0) + ColumnOfThread() * 2;
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-      ptx::StoreShared((at ^ (16 * n)) + half * 8 * ptx::kSwizzleRow,
-                       ptx::Pack<T>(d[4 * n + 2 * half] * scale, d[4 * n + 2 * half + 1] * scale));
+  for (int i = 0; i < 16; ++i)
+    ptx::StoreShared((at ^ (i / 2 * 16)) + i % 2 * 8 * ptx::kSwizzleRow, d[i / 4][i % 4]);
 }
 
 }  // namespace llmc::cuda::hopper

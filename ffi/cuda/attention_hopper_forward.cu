@@ -119,18 +119,12 @@ __device__ inline void StartOut(float (&out)[kParts][32], const uint32_t (&p)[8]
 }
 
 // -inf for the keys after a query; `ahead`: first key minus first query of the warpgroup.
-__device__ inline void Mask(float (&s)[64], int ahead) {
-  int warp = threadIdx.x % ptx::kWarpgroup / kWarpSize, lane = threadIdx.x % kWarpSize;
-  int row = 16 * warp + lane / 4 - lane % 4 * 2 - ahead;
+template <int kSize>
+__device__ inline void Mask(float (&s)[kSize], int ahead) {
+  int row = RowOfThread() - ColumnOfThread() - ahead;
 #pragma unroll
-  for (int i = 0; i < 64; ++i)
+  for (int i = 0; i < kSize; ++i)
     if (i / 4 * 8 + i % 2 > row + i % 4 / 2 * 8) s[i] = -INFINITY;
-}
-
-template <typename T>
-__device__ inline void Round(uint32_t (&p)[8][4], const float (&s)[64]) {
-#pragma unroll
-  for (int i = 0; i < 32; ++i) p[i / 4][i % 4] = ptx::Pack<T>(s[2 * i], s[2 * i + 1]);
 }
 
 // A warpgroup's part of all tiles of the block; me: which it is.
@@ -204,7 +198,7 @@ __device__ inline void Compute(ForwardShared<T, kHS>& shared, const Shape& shape
 #pragma unroll
         for (int i = 0; i < 32; ++i)
           if (i % 4 / 2 == half) out[part][i] *= factor;
-      int t = row + thread / kWarpSize * 16 + thread % kWarpSize / 4 + 8 * half;
+      int t = row + RowOfThread() + 8 * half;
       if (thread % 4 == 0 && t < shape.T)
         lse[(int64_t{work.b} * shape.NH + work.h) * shape.T + t] =
             softmax.max[half] * scale + logf(sum);
@@ -213,7 +207,11 @@ __device__ inline void Compute(ForwardShared<T, kHS>& shared, const Shape& shape
     if (thread == 0) ptx::StoreWait();
     ptx::NamedBarrierSync(kOwnBarrier + me, ptx::kWarpgroup);
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) StoreAccumulator<T>(staged[part], out[part], 1);
+    for (int part = 0; part < kParts; ++part) {
+      uint32_t rounded[4][4];
+      Round<T>(rounded, out[part]);
+      StoreRounded(staged[part], rounded);
+    }
     ptx::FenceProxyAsync();
     ptx::NamedBarrierSync(kOwnBarrier + me, ptx::kWarpgroup);
     if (thread == 0) {

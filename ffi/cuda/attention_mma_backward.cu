@@ -9,6 +9,7 @@
 // by atomics in float32, rounded by a kernel of its own. Where that sum must have one order, a
 // kernel with a tile of queries a block makes dq instead, from products computed again.
 #include "cuda/attention.cuh"
+#include "cuda/attention_pointwise.cuh"
 #include "cuda/attention_tile.cuh"
 
 namespace llmc::cuda {
@@ -26,52 +27,6 @@ template <int kHS>
 constexpr int kOther = kHS == 64 ? 64 : 32;
 // As many of them as a warp has scores of at once.
 constexpr int kAtOnce = 32;
-
-// Delta and RoundDq: a thread has 16 bytes, a block the kPointwise pieces of them that follow each
-// other in one sequence, so that it divides in 32 bits.
-constexpr int kPointwise = 256;
-
-// delta = rowsum(dout out), and zeros for dq_sum, if there is one.
-template <typename T, int kHS>
-__global__ void __launch_bounds__(kPointwise)
-    Delta(Shape shape, unsigned blocks, const T* out, const T* dout, float* delta, float* dq_sum) {
-  constexpr int kVec = Vec<T>::kSize, kLanes = kHS / kVec;
-  unsigned b = blockIdx.x / blocks, piece = blockIdx.x % blocks * kPointwise + threadIdx.x;
-  unsigned row = piece / kLanes, t = row / shape.NH, h = row % shape.NH;
-  bool valid = t < static_cast<unsigned>(shape.T);
-  int64_t i = int64_t{b} * shape.T * shape.NH * kHS + int64_t{piece} * kVec;
-  float sum = 0;
-  if (valid) {
-    auto x = Vec<T>::Load(out + i), dx = Vec<T>::Load(dout + i);
-#pragma unroll
-    for (int k = 0; k < kVec; ++k) sum += ToFloat(x.at[k]) * ToFloat(dx.at[k]);
-  }
-  for (int bit = kLanes / 2; bit > 0; bit /= 2) sum += __shfl_xor_sync(kAllLanes, sum, bit);
-  if (!valid) return;
-  if (piece % kLanes == 0) delta[(int64_t{b} * shape.NH + h) * shape.T + t] = sum;
-  if (!dq_sum) return;
-#pragma unroll
-  for (int k = 0; k < kVec; k += 4) Vec<float>{}.Store(dq_sum + i + k);
-}
-
-// dq = scale dq_sum, into dqkv.
-template <typename T, int kHS>
-__global__ void __launch_bounds__(kPointwise)
-    RoundDq(Shape shape, unsigned blocks, float scale, const float* dq_sum, T* dqkv) {
-  constexpr int kVec = Vec<T>::kSize;
-  unsigned b = blockIdx.x / blocks, piece = blockIdx.x % blocks * kPointwise + threadIdx.x;
-  unsigned C = shape.NH * kHS, pieces = C / kVec, t = piece / pieces;
-  if (t >= static_cast<unsigned>(shape.T)) return;
-  int64_t row = int64_t{b} * shape.T + t, column = piece % pieces * kVec;
-  Vec<T> dq;
-#pragma unroll
-  for (int k = 0; k < kVec; k += 4) {
-    auto sum = Vec<float>::LoadStreaming(dq_sum + row * C + column + k);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) dq.at[k + j] = FromFloat<T>(sum.at[j] * scale);
-  }
-  dq.Store(dqkv + row * 3 * C + column);
-}
 
 template <typename T, int kHS>
 struct KeysShared {
@@ -346,12 +301,9 @@ Status Backward(Stream stream, AttentionSizes sizes, bool deterministic, const T
                 float* dq_sum) {
   Shape shape(sizes, kOwn<kHS>);
   int64_t blocks = sizes.B * sizes.NH * shape.tiles;
-  auto pointwise = static_cast<unsigned>(
-      CeilDiv(sizes.T * sizes.NH * kHS, Vec<T>::kSize * kPointwise));
   float scale = 1 / std::sqrt(static_cast<float>(kHS));
   if (deterministic) dq_sum = nullptr;
-  Status status = Launch(Delta<T, kHS>, sizes.B * pointwise, kPointwise, 0, stream, shape,
-                         pointwise, out, dout, delta, dq_sum);
+  Status status = StartDelta<T, kHS>(stream, sizes, out, dout, delta, dq_sum);
   if (!status.ok()) return status;
   if (deterministic) {
     status = Launch(KeysBackward<T, kHS, false>, blocks, kThreads, sizeof(KeysShared<T, kHS>),
@@ -363,8 +315,7 @@ Status Backward(Stream stream, AttentionSizes sizes, bool deterministic, const T
   status = Launch(KeysBackward<T, kHS, true>, blocks, kThreads, sizeof(KeysSharedWithDs<T, kHS>),
                   stream, shape, scale, lse, dout, qkv, delta, dqkv, dq_sum);
   if (!status.ok()) return status;
-  return Launch(RoundDq<T, kHS>, sizes.B * pointwise, kPointwise, 0, stream, shape, pointwise,
-                scale, dq_sum, dqkv);
+  return StartRoundDq<T, kHS>(stream, sizes, scale, dq_sum, dqkv);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 set(LLMC_CUDA_KERNELS
   adamw.cu
   attention.cu
+  attention_hopper_backward.cu
   attention_hopper_forward.cu
   attention_mma_backward.cu
   attention_mma_forward.cu

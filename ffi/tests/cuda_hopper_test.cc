@@ -174,6 +174,13 @@ void TestAttention(AttentionSizes sizes) {
                                         lse.data()));
     Expect(name + " out", out, want.out, tolerance);
     Expect(name + " lse", lse, want.lse, 1e-4);
+    if (sizes.HS != 64) return;
+    Buffer<T> dqkv(rows * 3 * C);
+    Buffer<float> delta(rows * sizes.NH), dq_sum(rows * C);
+    Expect(name, AttentionBackwardHopper(nullptr, kType<T>, sizes, out.data(), lse.data(),
+                                         dout.data(), qkv.data(), dqkv.data(), delta.data(),
+                                         dq_sum.data()));
+    Expect(name + " dqkv", dqkv, want.dqkv, 4 * tolerance);
   });
 }
 

@@ -1,0 +1,75 @@
+// The kernels of attention's backward that have no products of matrices, before and after those
+// that do.
+#pragma once
+
+#include "cuda/attention_tile.cuh"
+
+namespace llmc::cuda::attention {
+
+// Delta and RoundDq: a thread has 16 bytes, a block the kPointwise pieces of them that follow each
+// other in one sequence, so that it divides in 32 bits.
+constexpr int kPointwise = 256;
+
+// delta = rowsum(dout out), and zeros for dq_sum, if there is one.
+template <typename T, int kHS>
+__global__ void __launch_bounds__(kPointwise)
+    Delta(Shape shape, unsigned blocks, const T* out, const T* dout, float* delta, float* dq_sum) {
+  constexpr int kVec = Vec<T>::kSize, kLanes = kHS / kVec;
+  unsigned b = blockIdx.x / blocks, piece = blockIdx.x % blocks * kPointwise + threadIdx.x;
+  unsigned row = piece / kLanes, t = row / shape.NH, h = row % shape.NH;
+  bool valid = t < static_cast<unsigned>(shape.T);
+  int64_t i = int64_t{b} * shape.T * shape.NH * kHS + int64_t{piece} * kVec;
+  float sum = 0;
+  if (valid) {
+    auto x = Vec<T>::Load(out + i), dx = Vec<T>::Load(dout + i);
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) sum += ToFloat(x.at[k]) * ToFloat(dx.at[k]);
+  }
+  for (int bit = kLanes / 2; bit > 0; bit /= 2) sum += __shfl_xor_sync(kAllLanes, sum, bit);
+  if (!valid) return;
+  if (piece % kLanes == 0) delta[(int64_t{b} * shape.NH + h) * shape.T + t] = sum;
+  if (!dq_sum) return;
+#pragma unroll
+  for (int k = 0; k < kVec; k += 4) Vec<float>{}.Store(dq_sum + i + k);
+}
+
+// dq = scale dq_sum, into dqkv.
+template <typename T, int kHS>
+__global__ void __launch_bounds__(kPointwise)
+    RoundDq(Shape shape, unsigned blocks, float scale, const float* dq_sum, T* dqkv) {
+  constexpr int kVec = Vec<T>::kSize;
+  unsigned b = blockIdx.x / blocks, piece = blockIdx.x % blocks * kPointwise + threadIdx.x;
+  unsigned C = shape.NH * kHS, pieces = C / kVec, t = piece / pieces;
+  if (t >= static_cast<unsigned>(shape.T)) return;
+  int64_t row = int64_t{b} * shape.T + t, column = piece % pieces * kVec;
+  Vec<T> dq;
+#pragma unroll
+  for (int k = 0; k < kVec; k += 4) {
+    auto sum = Vec<float>::LoadStreaming(dq_sum + row * C + column + k);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) dq.at[k + j] = FromFloat<T>(sum.at[j] * scale);
+  }
+  dq.Store(dqkv + row * 3 * C + column);
+}
+
+inline unsigned PointwiseBlocks(const AttentionSizes& sizes, int vec) {
+  return static_cast<unsigned>(CeilDiv(sizes.T * sizes.NH * sizes.HS, vec * kPointwise));
+}
+
+template <typename T, int kHS>
+Status StartDelta(Stream stream, const AttentionSizes& sizes, const T* out, const T* dout,
+                  float* delta, float* dq_sum) {
+  unsigned blocks = PointwiseBlocks(sizes, Vec<T>::kSize);
+  return Launch(Delta<T, kHS>, sizes.B * blocks, kPointwise, 0, stream, Shape(sizes, 1), blocks,
+                out, dout, delta, dq_sum);
+}
+
+template <typename T, int kHS>
+Status StartRoundDq(Stream stream, const AttentionSizes& sizes, float scale, const float* dq_sum,
+                    T* dqkv) {
+  unsigned blocks = PointwiseBlocks(sizes, Vec<T>::kSize);
+  return Launch(RoundDq<T, kHS>, sizes.B * blocks, kPointwise, 0, stream, Shape(sizes, 1), blocks,
+                scale, dq_sum, dqkv);
+}
+
+}  // namespace llmc::cuda::attention
