@@ -111,16 +111,26 @@ __device__ inline void StartDq(float (&dq)[32], const Tile<T, kOwn> (&ds)[kConsu
   ptx::ProductCommit();
 }
 
-// p = exp(scores - lse), times log2(e) as the scores are; lse: of this thread's first query.
+// Numbers of this thread's queries among kSize.
 template <int kSize>
-__device__ inline void Probabilities(float (&s)[kSize], float scale, const float* lse) {
+struct QueryNumbers {
+  float2 at[kSize / 8];
+
+  __device__ void Load(const float (&tile)[kSize]) {
 #pragma unroll
-  for (int n = 0; n < kSize; n += 4) {
-    auto& pair = *reinterpret_cast<const float2*>(lse + 2 * n);
-    float shift[2] = {pair.x, pair.y};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) s[n + i] = ptx::Exp2(fmaf(s[n + i], scale, -shift[i % 2]));
+    for (int n = 0; n < kSize / 8; ++n)
+      at[n] = *reinterpret_cast<const float2*>(&tile[8 * n + ColumnOfThread()]);
   }
+  // Of number i of an accumulator.
+  __device__ float Of(int i) const { return i % 2 ? at[i / 4].y : at[i / 4].x; }
+};
+
+// p = exp(scores - lse), times log2(e) as the scores are.
+template <int kSize>
+__device__ inline void Probabilities(float (&s)[kSize], float scale,
+                                     const QueryNumbers<2 * kSize>& lse) {
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) s[i] = ptx::Exp2(fmaf(s[i], scale, -lse.Of(i)));
 }
 
 // No probability for the keys after a query; `ahead`: first key minus first query.
@@ -135,14 +145,9 @@ __device__ inline void MaskTransposed(float (&p)[kSize], int ahead) {
 // ds = p (dp - delta), where dp is.
 template <int kSize>
 __device__ inline void ScoreGradients(float (&dp)[kSize], const float (&p)[kSize],
-                                      const float* delta) {
+                                      const QueryNumbers<2 * kSize>& delta) {
 #pragma unroll
-  for (int n = 0; n < kSize; n += 4) {
-    auto& pair = *reinterpret_cast<const float2*>(delta + 2 * n);
-    float row_sum[2] = {pair.x, pair.y};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) dp[n + i] = p[n + i] * (dp[n + i] - row_sum[i % 2]);
-  }
+  for (int i = 0; i < kSize; ++i) dp[i] = p[i] * (dp[i] - delta.Of(i));
 }
 
 // Adds dq to rows from `query` on of a head of dq_sum, `stride` numbers apart.
@@ -166,7 +171,7 @@ __device__ inline void Compute(BackwardShared<T>& shared, const Shape& shape, fl
                                const ptx::TensorMap& dqkv, float* dq_sum) {
   int thread = threadIdx.x % ptx::kWarpgroup;
   Ring<2> kv;
-  Ring<kStages> ring;
+  Ring<kStages> ring, last;
   float s[32], dp[32], dk[32], dv[32], dq[32];
   uint32_t p[4][4], ds[4][4];
 
@@ -178,22 +183,26 @@ __device__ inline void Compute(BackwardShared<T>& shared, const Shape& shape, fl
 #pragma unroll
     for (int i = 0; i < 32; ++i) dk[i] = dv[i] = 0;
     shared.kv_room[kv.stage].WaitUntilFull(kv.parity);
-    for (int query = first; query < shape.T; query += kQueries, ring.Next(), turn ^= 1) {
+    for (int query = first; query < shape.T; query += kQueries, turn ^= 1) {
       auto &q = shared.q[ring.stage], &dout = shared.dout[ring.stage];
-      Room& room = shared.q_room[ring.stage];
-      room.WaitUntilFull(ring.parity);
+      QueryNumbers<kQueries> lse, delta;
+      shared.q_room[ring.stage].WaitUntilFull(ring.parity);
       ptx::ProductFence(s, dp);
       StartTimesTransposed<T>(s, k[me], q);
       StartTimesTransposed<T>(dp, v[me], dout);
+      lse.Load(shared.lse[ring.stage]);
+      delta.Load(shared.delta[ring.stage]);
+      ptx::ProductWait<2>(dv, dk);
+      if (query != first) shared.q_room[last.stage].Release();
       ptx::ProductWait<1>(s);
-      Probabilities(s, scale * kLog2E, &shared.lse[ring.stage][ColumnOfThread()]);
+      Probabilities(s, scale * kLog2E, lse);
       int ahead = first + me * kOwn - query;
       if (ahead > -kOwn) MaskTransposed(s, ahead);
       Round<T>(p, s);
       ptx::ProductFence(dv, p);
       StartTimes<T>(dv, p, dout);
       ptx::ProductWait<1>(dp);
-      ScoreGradients(dp, s, &shared.delta[ring.stage][ColumnOfThread()]);
+      ScoreGradients(dp, s, delta);
       Round<T>(ds, dp);
       ptx::ProductFence(dk, ds);
       StartTimes<T>(dk, ds, q);
@@ -205,16 +214,16 @@ __device__ inline void Compute(BackwardShared<T>& shared, const Shape& shape, fl
         ptx::NamedBarrierSync(kDs + turn, kConsumers * ptx::kWarpgroup);
         ptx::ProductFence(dq);
         StartDq<T>(dq, shared.ds[turn], k);
-        ptx::ProductWait<1>(dv, dk);
-        room.Release();
-        ptx::ProductWait<0>(dq);
+        ptx::ProductWait<0>(dq, dv, dk);
         AddDq(dq, head_dq, stride, query, shape.T);
       } else {
         ptx::NamedBarrierArrive(kDs + turn, kConsumers * ptx::kWarpgroup);
-        ptx::ProductWait<0>(dv, dk);
-        room.Release();
       }
+      last = ring;
+      ring.Next();
     }
+    ptx::ProductWait<0>(dv, dk);
+    shared.q_room[last.stage].Release();
     shared.kv_room[kv.stage].Release();
 
     // The tiles before these may still be read.
@@ -251,12 +260,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::FenceBarrierInit();
   }
   __syncthreads();
-  if (threadIdx.x < ptx::kWarpgroup) {
+  int warpgroup = ptx::Warpgroup();
+  if (warpgroup == 0) {
     ptx::FewerRegisters<kProducerRegisters>();
     if (threadIdx.x < kWarpSize) Bring(shared, shape, qkv, dout, lse, delta);
   } else {
     ptx::MoreRegisters<kConsumerRegisters>();
-    Compute(shared, shape, scale, threadIdx.x / ptx::kWarpgroup - 1, dqkv, dq_sum);
+    Compute(shared, shape, scale, warpgroup - 1, dqkv, dq_sum);
   }
 #else
   __trap();

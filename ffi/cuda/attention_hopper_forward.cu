@@ -238,12 +238,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::FenceBarrierInit();
   }
   __syncthreads();
-  if (threadIdx.x < ptx::kWarpgroup) {
+  int warpgroup = ptx::Warpgroup();
+  if (warpgroup == 0) {
     ptx::FewerRegisters<kProducerRegisters>();
     if (threadIdx.x == 0) Bring(shared, shape, qkv);
   } else {
     ptx::MoreRegisters<kConsumerRegisters>();
-    Compute(shared, shape, scale, threadIdx.x / ptx::kWarpgroup - 1, out, lse);
+    Compute(shared, shape, scale, warpgroup - 1, out, lse);
   }
 #else
   __trap();

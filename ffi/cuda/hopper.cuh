@@ -27,6 +27,9 @@ namespace llmc::cuda::ptx {
 constexpr int kWarpgroup = 128;
 constexpr int kSwizzleRow = 128;  // bytes
 
+// The number of this thread's warpgroup, which the compiler sees is the same for the whole warp.
+__device__ inline int Warpgroup() { return __shfl_sync(kAllLanes, threadIdx.x / kWarpgroup, 0); }
+
 // The byte of a tile at which byte `column` of a row is.
 __device__ inline uint32_t Swizzled(uint32_t row, uint32_t column) {
   return row * kSwizzleRow + (column ^ (row % 8 * 16));
