@@ -255,6 +255,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 #if LLMC_HOPPER
   auto& shared = SharedMemory<BackwardShared<T>>();
   if (threadIdx.x == 0) {
+    ptx::Prefetch(qkv);
+    ptx::Prefetch(dout);
+    ptx::Prefetch(dqkv);
     for (Room& room : shared.kv_room) room.Init(kConsumerWarps);
     for (Room& room : shared.q_room) room.Init(kConsumerWarps);
     ptx::FenceBarrierInit();

@@ -232,6 +232,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #if LLMC_HOPPER
   auto& shared = SharedMemory<ForwardShared<T, kHS>>();
   if (threadIdx.x == 0) {
+    ptx::Prefetch(qkv);
+    ptx::Prefetch(out);
     for (Room& room : shared.q_room) room.Init(kConsumerWarps);
     for (Room& room : shared.k_room) room.Init(kConsumerWarps);
     for (Room& room : shared.v_room) room.Init(kConsumerWarps);
