@@ -7,7 +7,8 @@
 // diagonal on, 64 at a time. Scores and ds are made transposed, keys as rows, for then they are in
 // the registers where the products for dv and dk want them. Only dq needs ds of both warpgroups, by
 // way of shared memory; they make it in turn, one for each tile of queries, and add it in float32
-// to a sum over blocks that a kernel of its own rounds.
+// to a sum over blocks that a kernel of its own rounds. The first tile of queries is before the
+// second half of the keys, and the first warpgroup alone has it.
 #include "cuda/attention_hopper.cuh"
 #include "cuda/attention_pointwise.cuh"
 
@@ -100,13 +101,13 @@ __device__ inline void StartTimes(float (&d)[32], const uint32_t (&a)[4][4],
   ptx::ProductCommit();
 }
 
-// dq = ds k.
-template <typename T>
+// dq = ds k, of the first kRows keys.
+template <typename T, int kRows>
 __device__ inline void StartDq(float (&dq)[32], const Tile<T, kOwn> (&ds)[kConsumers],
                                const Tile<T, kOwn> (&k)[kConsumers]) {
   uint64_t a = ptx::Operand(ptx::SharedAddress(ds)), b = ptx::Operand(ptx::SharedAddress(k));
 #pragma unroll
-  for (int i = 0; i < kKeys / 16; ++i)
+  for (int i = 0; i < kRows / 16; ++i)
     ptx::Product<T, true, true>(dq, a + i * ptx::kNextRows, b + i * ptx::kNextRows, i > 0);
   ptx::ProductCommit();
 }
@@ -183,7 +184,9 @@ __device__ inline void Compute(BackwardShared<T>& shared, const Shape& shape, fl
 #pragma unroll
     for (int i = 0; i < 32; ++i) dk[i] = dv[i] = 0;
     shared.kv_room[kv.stage].WaitUntilFull(kv.parity);
-    for (int query = first; query < shape.T; query += kQueries, turn ^= 1) {
+    // `diagonal`: of the first tile of queries, which the second half of the keys comes after.
+    auto add_queries = [&](int query, auto diagonal) {
+      constexpr bool kDiagonal = decltype(diagonal)::value;
       auto &q = shared.q[ring.stage], &dout = shared.dout[ring.stage];
       QueryNumbers<kQueries> lse, delta;
       shared.q_room[ring.stage].WaitUntilFull(ring.parity);
@@ -192,8 +195,10 @@ __device__ inline void Compute(BackwardShared<T>& shared, const Shape& shape, fl
       StartTimesTransposed<T>(dp, v[me], dout);
       lse.Load(shared.lse[ring.stage]);
       delta.Load(shared.delta[ring.stage]);
-      ptx::ProductWait<2>(dv, dk);
-      if (query != first) shared.q_room[last.stage].Release();
+      if constexpr (!kDiagonal) {
+        ptx::ProductWait<2>(dv, dk);
+        if (query > first + kQueries) shared.q_room[last.stage].Release();
+      }
       ptx::ProductWait<1>(s);
       Probabilities(s, scale * kLog2E, lse);
       int ahead = first + me * kOwn - query;
@@ -210,20 +215,29 @@ __device__ inline void Compute(BackwardShared<T>& shared, const Shape& shape, fl
       // barrier of the last tile after that.
       StoreRounded(shared.ds[turn][me], ds);
       ptx::FenceProxyAsync();
-      if (turn == me) {
-        ptx::NamedBarrierSync(kDs + turn, kConsumers * ptx::kWarpgroup);
+      if (kDiagonal || turn == me) {
+        if constexpr (kDiagonal)
+          ptx::NamedBarrierSync(kOwnBarrier + me, ptx::kWarpgroup);
+        else
+          ptx::NamedBarrierSync(kDs + turn, kConsumers * ptx::kWarpgroup);
         ptx::ProductFence(dq);
-        StartDq<T>(dq, shared.ds[turn], k);
+        StartDq<T, kDiagonal ? kOwn : kKeys>(dq, shared.ds[turn], k);
         ptx::ProductWait<0>(dq, dv, dk);
         AddDq(dq, head_dq, stride, query, shape.T);
       } else {
         ptx::NamedBarrierArrive(kDs + turn, kConsumers * ptx::kWarpgroup);
       }
+    };
+    if (me == 0) add_queries(first, std::true_type{});
+    shared.q_room[ring.stage].Release();
+    ring.Next();
+    for (int query = first + kQueries; query < shape.T; query += kQueries, turn ^= 1) {
+      add_queries(query, std::false_type{});
       last = ring;
       ring.Next();
     }
     ptx::ProductWait<0>(dv, dk);
-    shared.q_room[last.stage].Release();
+    if (first + kQueries < shape.T) shared.q_room[last.stage].Release();
     shared.kv_room[kv.stage].Release();
 
     // The tiles before these may still be read.
