@@ -88,9 +88,9 @@ struct Softmax {
   }
 };
 
-// s = q k^T.
-template <typename T, int kParts>
-__device__ inline void StartScores(float (&s)[64], const Tile<T, kQueries> (&q)[kParts], int row,
+// s = q k^T, for 128 keys or the first 64.
+template <typename T, int kSize, int kParts>
+__device__ inline void StartScores(float (&s)[kSize], const Tile<T, kQueries> (&q)[kParts], int row,
                                    const Tile<T, kKeys> (&k)[kParts]) {
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
@@ -145,12 +145,25 @@ __device__ inline void Compute(ForwardShared<T, kHS>& shared, const Shape& shape
     Softmax softmax = {scale * kLog2E, {-INFINITY, -INFINITY}, {0, 0}};
     shared.q_room[ring.stage].WaitUntilFull(ring.parity);
     shared.k_room[kv.stage].WaitUntilFull(kv.parity);
-    ptx::ProductFence(s);
-    StartScores<T>(s, q, kOwn * me, shared.k[kv.stage]);
-    ptx::ProductWait<0>(s);
+    // The second half of the keys comes after the first of the queries. (Of half of s the compiler
+    // would make products one after another.)
+    if (me == 0) {
+      float half[32];
+      ptx::ProductFence(half);
+      StartScores<T>(half, q, 0, shared.k[kv.stage]);
+      ptx::ProductWait<0>(half);
+      Mask(half, 0);
+      softmax.Update(half, shrink);
+#pragma unroll
+      for (int i = 0; i < 64; ++i) s[i] = i < 32 ? half[i] : 0;
+    } else {
+      ptx::ProductFence(s);
+      StartScores<T>(s, q, kOwn, shared.k[kv.stage]);
+      ptx::ProductWait<0>(s);
+      Mask(s, -kOwn);
+      softmax.Update(s, shrink);
+    }
     shared.k_room[kv.stage].Release();
-    Mask(s, -kOwn * me);
-    softmax.Update(s, shrink);
     Round<T>(p, s);
 #pragma unroll
     for (int part = 0; part < kParts; ++part)
