@@ -5,6 +5,7 @@
 Reads libllmc_cuda.so with cuobjdump, from the PATH or the package nvidia-cuda-cuobjdump.
 """
 
+import functools
 import json
 import re
 import shutil
@@ -19,11 +20,14 @@ GOLDEN = Path(__file__).parent / "testdata" / "cuda_sass.json"
 
 # Instructions that are counted, as the beginning of SASS opcodes.
 #   HGMMA, HMMA     products by warpgroups (wgmma) and by warps (mma.sync)
-#   UTMALDG         tensor copies by the copy engine (TMA);   LDGSTS  cp.async
+#   UTMALDG, ...    tiles by the copy engine (TMA), to shared memory and from it
+#   LDGSTS, LDSM    cp.async, ldmatrix
 #   LDG.E.128 ...   16 bytes a thread from and to global memory
+#   RED, REDG       atomic additions
 #   LDL, STL        local memory: a register that had to be put away
 COUNTED = (
-    "HGMMA", "HMMA", "UTMALDG", "LDGSTS", "LDSM", "LDG.E.128", "STG.E.128", "RED", "LDL", "STL",
+    "HGMMA", "HMMA", "UTMALDG", "UTMASTG", "LDGSTS", "LDSM", "LDG.E.128", "STG.E.128",
+    "RED", "REDG", "LDL", "STL",
 )  # fmt: skip
 
 Kernels = dict[str, Counter]  # name -> registers, stack, and those of COUNTED that occur
@@ -73,6 +77,7 @@ def _dump(library: Path, what: str) -> list[str]:
     return run.stdout.splitlines()
 
 
+@functools.cache
 def _plain(symbol: str) -> str:
     """The function and its template arguments, of a mangled name."""
     demangled = subprocess.run(

@@ -46,9 +46,12 @@ def test_logits(params, batch, spec):
     np.testing.assert_allclose(logits[3, 63, :8], reference["b3t63_first8"], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("recompute", [0, 1, 2, 3])
 @pytest.mark.parametrize(
-    ("spec", "isa"), [("jnp", "auto"), *(("ffi", isa) for isa in ffi.supported_isas())]
+    ("spec", "isa", "recompute"),
+    [
+        *(("jnp", "auto", recompute) for recompute in (0, 3)),
+        *(("ffi", isa, recompute) for isa in ffi.supported_isas() for recompute in range(4)),
+    ],
 )
 def test_loss_and_gradients(params, batch, use_isa, spec, isa, recompute):
     use_isa(isa)
@@ -77,10 +80,9 @@ def test_loss_and_gradients(params, batch, use_isa, spec, isa, recompute):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "spec", "loss_rtol", "norm_rtol"),
-    [("float32", "jnp", 2e-4, 2e-3), ("bfloat16", "auto", 2e-2, None)],
+    ("dtype", "loss_rtol", "norm_rtol"), [("float32", 2e-4, 2e-3), ("bfloat16", 2e-2, None)]
 )
-def test_twenty_steps_of_a_recipe(tmp_path, dtype, spec, loss_rtol, norm_rtol):
+def test_twenty_steps_of_a_recipe(tmp_path, dtype, loss_rtol, norm_rtol):
     """Accumulation, clipping, warm-up, cosine and decay together, through the whole program."""
     reference = golden.read("d12_tinyshakespeare_20steps")
     for split in ("train", "val"):
@@ -101,7 +103,6 @@ def test_twenty_steps_of_a_recipe(tmp_path, dtype, spec, loss_rtol, norm_rtol):
             final_lr_fraction=reference["learning_rate_decay_frac"],
             weight_decay=reference["weight_decay"],
             dtype=dtype,
-            ops=spec,
             val_every=10,
             val_batches=5,
             sample_every=0,
