@@ -77,13 +77,11 @@ def test_the_compiler_keeps_products_of_warpgroups_asynchronous(direction, tmp_p
     like, which is no warning."""
     if not (nvcc := shutil.which("nvcc")):
         pytest.skip("there is no nvcc")
-    source = FFI / "cuda" / f"attention_hopper_{direction}.cu"
-    target = "-gencode=arch=compute_90a,code=sm_90a"
+    options = ["-std=c++17", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas=-v"]
+    files = [f"-I{FFI}", FFI / "cuda" / f"attention_hopper_{direction}.cu", "-o", tmp_path / "x"]
     result = subprocess.run(
-        [nvcc, "-std=c++17", "-O3", "-Xptxas=-v", f"-I{FFI}", target, "-cubin", "-o", tmp_path / "x",
-         source],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [nvcc, *options, "-cubin", *files], capture_output=True, text=True, check=True
+    )
     assert "(C75" not in result.stdout + result.stderr
 
 
