@@ -5,7 +5,17 @@ Below everything else: no JAX import here.
 """
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
+
+
+class RunStopped(RuntimeError):
+    """A run cannot go on, through no fault of its flags.
+
+    The message is one sentence that says what happened, what is saved and what to do;
+    program.run prints it without a traceback and exits with status 1.
+    """
 
 
 class BadInput(ValueError):
@@ -112,7 +122,7 @@ class TrainConfig:
     total_batch_size: int = option(
         -1, "tokens in one step over all devices; -1: one micro-batch on each device (-d)"
     )
-    max_steps: int = option(-1, "optimizer steps; -1: one epoch (-x)", minimum=-1)
+    max_steps: int = option(-1, "optimizer steps; -1: one epoch (-x)", minimum=-1, may_change=True)
     shuffle: bool = option(True, "train on the sequences in a random order")
     shuffle_order: str = option(
         "counter",
@@ -131,6 +141,14 @@ class TrainConfig:
         choices=("cosine", "linear", "constant", "wsd"),
     )
     learning_rate: float = option(3e-4, "largest learning rate (-l)", minimum=0)
+    schedule_steps: int = option(
+        -1,
+        "steps until the learning rate is at its end; -1: --max_steps at the run's first start",
+        minimum=-1,
+    )
+    reschedule: bool = option(
+        False, "with --resume: take a new --schedule_steps, or --max_steps for it", may_change=True
+    )
     warmup_steps: int = option(0, "steps of linear warm-up (-u)", minimum=0)
     final_lr_fraction: float = option(
         1.0, "learning rate at the end, as a fraction of --learning_rate (-q)", minimum=0
@@ -140,6 +158,23 @@ class TrainConfig:
     adam_beta1: float = option(0.9, "decay of AdamW's first moment", minimum=0)
     adam_beta2: float = option(0.95, "decay of AdamW's second moment", minimum=0)
     adam_eps: float = option(1e-8, "AdamW's epsilon", minimum=0)
+    # steps with bad numbers; a step whose loss or gradient norm is not finite is always skipped
+    max_bad_steps: int = option(
+        10,
+        "stop after so many steps in a row whose loss or gradient norm is not finite; 0: never",
+        minimum=0,
+        may_change=True,
+    )
+    skip_loss_zscore: float = option(
+        0.0,
+        "skip a step whose loss is more than so many standard deviations above the mean of the "
+        "last 128; 0: none (-sl)",
+        minimum=0,
+        may_change=True,
+    )
+    skip_grad_zscore: float = option(
+        0.0, "the same for the gradient norm (-sg)", minimum=0, may_change=True
+    )
     # how it is computed
     dtype: str = option(
         "float32",
@@ -178,21 +213,65 @@ class TrainConfig:
     checkpoint_every: int = option(
         0, "save a checkpoint every N steps and at the end (-n)", minimum=0, may_change=True
     )
+    checkpoint_minutes: float = option(
+        0.0,
+        "save a checkpoint when the last is so many minutes old",
+        minimum=0,
+        may_change=True,
+    )
+    keep_checkpoints: int = option(
+        0, "keep only the newest N checkpoints; 0: all (-nk)", minimum=0, may_change=True
+    )
+    major_checkpoint_every: int = option(
+        0,
+        "save a checkpoint every N steps that --keep_checkpoints never removes (-nm)",
+        minimum=0,
+        may_change=True,
+    )
+    # how it starts
     resume: bool = option(
         False,
-        "continue the run in --output_dir; an empty directory starts a new one (-y)",
+        "continue the run in --output_dir from its newest whole checkpoint; an empty directory "
+        "starts a new one (-y)",
+        may_change=True,
+    )
+    resume_step: int = option(
+        -1,
+        "with --resume: go back to the checkpoint of this step; later ones are set aside",
+        minimum=-1,
+        may_change=True,
+    )
+    init_from: str = option(
+        "",
+        "start a new run from the weights of another: its directory, or one of its checkpoints",
         may_change=True,
     )
 
+    @property
+    def saves_checkpoints(self) -> bool:
+        """Whether checkpoints are written as the run goes, and not only when it is stopped."""
+        return bool(self.checkpoint_every or self.checkpoint_minutes or self.major_checkpoint_every)
 
-def changes(before: dict, after: "TrainConfig") -> list[str]:
+
+# Options that say how a process begins, not what the run is.
+OF_THE_START = {"resume", "resume_step", "reschedule", "init_from", "output_dir"}
+
+
+def changes(before: dict, after: "TrainConfig", *, may_change: bool = False) -> list[str]:
     """Which options of a saved run (`before`, a dict) `after` disagrees with, as sentences' parts.
 
-    Options that may change between a run and its continuation are passed over.
+    may_change: of the options that may differ between a run and its continuation, or of the others.
     """
-    fixed = [f.name for f in dataclasses.fields(after) if not f.metadata["may_change"]]
+    names = [f.name for f in dataclasses.fields(after) if f.metadata["may_change"] == may_change]
     return [
         f"--{name} was {before[name]} and is now {getattr(after, name)}"
-        for name in fixed
-        if name in before and before[name] != getattr(after, name)
+        for name in names
+        if name in before and before[name] != getattr(after, name) and name not in OF_THE_START
     ]
+
+
+def digest(cfg: "TrainConfig") -> str:
+    """A few letters that are the same for runs that compute the same thing."""
+    fixed = [f.name for f in dataclasses.fields(cfg) if not f.metadata["may_change"]]
+    values = json.dumps({name: getattr(cfg, name) for name in sorted(fixed)})
+    return hashlib.sha256(values.encode()).hexdigest()[:12]

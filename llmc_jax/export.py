@@ -20,8 +20,9 @@ from llmc_jax.models.gpt2 import Params
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
+from llmc_jax.training.lock import locked
 from llmc_jax.training.run_dir import RunDir, open_run_dir
-from llmc_jax.training.step import TrainState, init_state
+from llmc_jax.training.step import init_state
 
 LLMC_DTYPES = {"llmc": "float32", "llmc_bf16": "bfloat16"}
 # Largest difference of logits that --verify takes, relative to their size: that of sums in another
@@ -136,14 +137,17 @@ def _write_checkpoint(cfg: ExportConfig, source: Source) -> None:
     )
     state = init_state(params)
     if moments:
-        state = TrainState(params, *moments, np.int32(source.step))
+        state = state._replace(m=moments[0], v=moments[1], step=np.int32(source.step))
     record = dict(
         config=dict(model=_descriptor(cfg.source, source.model), dtype=source.dtype),
         model=dataclasses.asdict(source.model),
         loader=source.loader or {},
     )
-    with Checkpointer(run.checkpoints) as checkpoints:
+    with locked(run.root), Checkpointer(run.checkpoints) as checkpoints:
         checkpoints.save(parallel.replicate(state, parallel.make_mesh()), record, source.step)
+        checkpoints.wait()
+        if failure := checkpoints.take_failure():
+            raise BadInput(f"--output={cfg.output} cannot be written: {failure.reason}.")
 
 
 def _descriptor(source: str, model: ModelConfig) -> str:

@@ -13,10 +13,6 @@ from llmc_jax.config import BadInput, TrainConfig
 # Letters of llm.c that have no flag here, and why.
 NO_COUNTERPART = {
     "-lg": "the GPU's own counters are not logged; nvidia-smi dmon shows them",
-    "-nk": "all checkpoints are kept",
-    "-nm": "all checkpoints are kept",
-    "-sl": "no step is left out for an unusual loss",
-    "-sg": "no step is left out for an unusual gradient norm; it is clipped",
     "-h": "HellaSwag is not evaluated during training",
     "-f": "XLA chooses how float32 is multiplied; JAX's default_matmul_precision says otherwise",
     "-w": "master weights are always float32",

@@ -11,12 +11,12 @@ def describe(*packages: str) -> str:
     """Commit, processor, cores, and the versions of Python, jax, jaxlib and `packages`."""
     versions = [f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", *packages)]
     return (
-        f"commit {_commit() or 'unknown'}, {_cpu()}, {os.cpu_count()} cores, "
+        f"commit {commit() or 'unknown'}, {_cpu()}, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}, {', '.join(versions)}"
     )
 
 
-def _commit() -> str:
+def commit() -> str:
     """What git calls the state of this clone; '' outside of one."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:

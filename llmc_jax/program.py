@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from llmc_jax.config import BadInput
+from llmc_jax.config import BadInput, RunStopped
 
 
 def define_flags(config_class: type, module: str) -> None:
@@ -32,11 +32,12 @@ def define_flags(config_class: type, module: str) -> None:
             flags.DEFINE_string(**common)
 
 
-def run(main: Callable, config_class: type) -> None:
+def run(main: Callable, config_class: type, commands: tuple[str, ...] = ()) -> None:
     """Parse the command line into a `config_class`, call main(config) and exit.
 
-    Exit status: what main returns (None is 0), 1 for unknown or malformed flags (absl),
-    2 for BadInput, 130 when interrupted.
+    commands: where there are any, the command line must hold one of these words, and
+    main(word, config) is called. Exit status: what main returns (None is 0), 1 for RunStopped and
+    for unknown or malformed flags (absl), 2 for BadInput, 130 when interrupted.
     """
     define_flags(config_class, sys.argv[0])
 
@@ -44,15 +45,26 @@ def run(main: Callable, config_class: type) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)  # orbax logs much that is no news to a user
         try:
-            if len(argv) > 1:
-                raise BadInput(f"'{argv[1]}' is not a flag; options are written --name=value.")
+            command = _command(argv[1:], commands)
             names = [field.name for field in dataclasses.fields(config_class)]
-            return main(config_class(**{name: flags.FLAGS[name].value for name in names}))
+            return main(*command, config_class(**{n: flags.FLAGS[n].value for n in names}))
         except BadInput as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except RunStopped as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
 
     app.run(start)
+
+
+def _command(words: list[str], commands: tuple[str, ...]) -> list[str]:
+    """The one word of `commands` that is to be in `words`; [] where there are no commands."""
+    if not commands and words:
+        raise BadInput(f"'{words[0]}' is not a flag; options are written --name=value.")
+    if commands and (len(words) != 1 or words[0] not in commands):
+        raise BadInput(f"one of the words {', '.join(commands)} is needed, and flags: see --help.")
+    return words

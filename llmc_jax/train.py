@@ -4,21 +4,22 @@ import dataclasses
 import shlex
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import jax
-import jaxlib
 import numpy as np
 
-from llmc_jax import ffi, ops, program
+from llmc_jax import ffi, machine, ops, program
 from llmc_jax.config import (
     BadInput,
     ModelConfig,
+    RunStopped,
     TrainConfig,
     canonical_model,
-    changes,
+    digest,
 )
 from llmc_jax.data.loader import TokenLoader
 from llmc_jax.data.tokenizer import EOT, tokenizer
@@ -28,13 +29,17 @@ from llmc_jax.models.gpt2 import Params
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
+from llmc_jax.training.lock import locked
 from llmc_jax.training.logger import Logger, read_metrics
 from llmc_jax.training.plot import plot_losses
 from llmc_jax.training.progress import Progress
 from llmc_jax.training.report import Report
+from llmc_jax.training.resume import Start, find_start, open_weights, with_schedule
 from llmc_jax.training.run_dir import RunDir, open_run_dir
 from llmc_jax.training.sampler import make_sampler
+from llmc_jax.training.saver import Saver
 from llmc_jax.training.step import TrainState, eval_step, gradient_memory, init_state, train_step
+from llmc_jax.training.stop import Stop
 
 
 def main(cfg: TrainConfig) -> None:
@@ -45,22 +50,38 @@ def main(cfg: TrainConfig) -> None:
     chosen, names = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)
     data = open_data(cfg, model, mesh.size)
     cfg = resolve(cfg, *data, mesh.size)
-    run = open_run_dir(cfg.output_dir, resume=cfg.resume) if cfg.output_dir else None
-    # Closing the checkpoints, whatever happens, waits for the one being written.
-    with Checkpointer(run.checkpoints) if run else nullcontext() as checkpoints:
-        start = resume_point(checkpoints, cfg)
+    with ExitStack() as stack:
+        run = checkpoints = None
+        start = Start(0, loop_done=False)
+        if cfg.output_dir:
+            run = open_run_dir(cfg.output_dir, resume=cfg.resume)
+            if remark := stack.enter_context(locked(run.root)):
+                print(remark)
+            keep = dict(keep=cfg.keep_checkpoints, major_every=cfg.major_checkpoint_every)
+            # Closing the checkpoints, whatever happens, waits for the one being written.
+            checkpoints = stack.enter_context(Checkpointer(run.checkpoints, **keep))
+            start, cfg = find_start(checkpoints, cfg, run_record(cfg, model, names, data[0]))
+        else:
+            cfg = with_schedule(cfg, None)
         print_banner(cfg, model, names, mesh)
-        train(cfg, model, weights, mesh, chosen, names, data, run, checkpoints, start)
-    if run:
-        report_files(run, checkpoints)
+        ended = train(cfg, model, weights, mesh, chosen, names, data, run, checkpoints, start)
+        if run and ended:
+            report_files(run, checkpoints)
 
 
-def train(cfg, model, weights, mesh, chosen, names, data, run, checkpoints, start) -> None:
-    """The loop from step `start`, in llm.c's order: validate, sample, save, step."""
+def train(cfg, model, weights, mesh, chosen, names, data, run, checkpoints, begin) -> bool:
+    """The loop from the step `begin` says, in llm.c's order: validate, sample, save, step.
+
+    Returns False where a signal ended it before --max_steps. Raises RunStopped where numbers stay
+    bad or the last checkpoint cannot be written.
+    """
     began = time.perf_counter()
     train_data, val_data = data
+    start = begin.step
     train_data.position = start * cfg.total_batch_size // cfg.sequence_length
     state = make_state(model, weights, cfg, checkpoints, start, mesh)
+    if checkpoints and cfg.saves_checkpoints:
+        checkpoints.reserve(state)
     step_options = dict(ops=chosen, model=model, cfg=cfg)
     memory = parallel.replicate(gradient_memory(state.params, model, cfg), mesh)
     update = compile_update(partial(train_step, **step_options), state, memory, cfg, mesh)
@@ -69,46 +90,59 @@ def train(cfg, model, weights, mesh, chosen, names, data, run, checkpoints, star
     sample = make_sampler(chosen, model, cfg.dtype)
     logger, progress = Logger(run, start), Progress(start, cfg.max_steps)
     report = Report(logger, progress, cfg.total_batch_size)
+    record = run_record(cfg, model, names, train_data)
+    saver = Saver(checkpoints, cfg, record, start, progress.message)
 
     def due(every: int, step: int) -> bool:
-        """Whether what is done every so many steps and at the end is due at `step`.
+        """Whether what is done every so many steps and at the end is due at `step`."""
+        done_before = step == start and begin.loop_done
+        return every > 0 and (step % every == 0 or step == cfg.max_steps) and not done_before
 
-        A resumed run did it before its checkpoint was written.
-        """
-        resumed_here = step == start and start > 0
-        return every > 0 and (step % every == 0 or step == cfg.max_steps) and not resumed_here
-
-    for step in range(start, cfg.max_steps + 1):
-        validate_now = due(cfg.val_every, step)
-        sample_now = due(cfg.sample_every, step) and step > 0
-        save_now = due(cfg.checkpoint_every, step) and step > 0
-        pause = validate_now or sample_now or save_now
-        if pause:
-            report.catch_up()
-        if validate_now:
-            loss = validate(evaluate, state, val_data, cfg, mesh)
-            logger.val(step, loss, cfg.total_batch_size)
-            progress.message(f"step {step:4d}/{cfg.max_steps} | validation loss {loss:.6f}")
-        if sample_now:
-            tokens = list(sample(state.params, [EOT], cfg.sample_tokens))
-            text = tokenizer().decode([t for t in tokens if t != EOT])
-            progress.message(f"sample at step {step}:\n---\n{text}\n---")
-        if save_now:
-            checkpoints.save(state, run_record(cfg, model, names, step), step)
-        if pause:
-            report.restart_clock()
-        if step == cfg.max_steps:
-            break
-        if cfg.overfit_single_batch:
-            train_data.position = 0
-        state, memory, metrics = update(state, memory, *train_batch(train_data, cfg, mesh))
-        report.dispatched(step, metrics)
-    report.catch_up()
-    progress.close()
-    if start == cfg.max_steps:
+    with Stop() as stop:
+        for step in range(start, max(start, cfg.max_steps) + 1):
+            stopping = bool(stop.requested) and step < cfg.max_steps
+            validate_now = due(cfg.val_every, step)
+            sample_now = due(cfg.sample_every, step) and step > 0
+            save_now = saver.due(step)
+            last = step >= cfg.max_steps
+            pause = validate_now or sample_now or save_now or stopping or last
+            if pause:
+                report.catch_up()
+            refuse_bad_numbers(report, cfg, checkpoints)
+            if stopping:
+                break
+            if validate_now:
+                loss = validate(evaluate, state, val_data, cfg, mesh)
+                logger.val(step, loss, cfg.total_batch_size)
+                progress.message(f"step {step:4d}/{cfg.max_steps} | validation loss {loss:.6f}")
+            if sample_now:
+                tokens = list(sample(state.params, [EOT], cfg.sample_tokens))
+                text = tokenizer().decode([t for t in tokens if t != EOT])
+                progress.message(f"sample at step {step}:\n---\n{text}\n---")
+            if save_now:
+                saver.save(state, step, report.bad_in_a_row)
+            saver.report_failure()
+            if pause:
+                report.restart_clock()
+            if last:
+                break
+            if cfg.overfit_single_batch:
+                train_data.position = 0
+            state, memory, metrics = update(state, memory, *train_batch(train_data, cfg, mesh))
+            report.dispatched(step, metrics)
+        progress.close()
+        if stopping:
+            outcome = saver.stop(state, step, report.bad_in_a_row)
+            print(f"stopped by {stop.requested} after step {step}/{cfg.max_steps}: {outcome}")
+            return False
+        saver.finish()
+    if report.skipped:
+        print(f"{report.skipped} steps were skipped: metrics.jsonl says which")
+    if start >= cfg.max_steps:
         print(f"already trained to step {start}; nothing to do")
     else:
         print(f"trained {cfg.max_steps - start} steps in {time.perf_counter() - began:.0f} s")
+    return True
 
 
 def open_data(
@@ -156,28 +190,30 @@ def resolve(
             f"{cfg.sequence_length} tokens and a batch needs {rows}; lower --batch_size or give "
             f"more text."
         )
-    if (cfg.checkpoint_every or cfg.resume) and not cfg.output_dir:
-        flag = "resume" if cfg.resume else "checkpoint_every"
-        raise BadInput(f"--{flag} needs --output_dir, the directory of the run.")
+    if not cfg.output_dir:
+        flags = ("resume", "checkpoint_every", "checkpoint_minutes", "major_checkpoint_every")
+        for flag in flags:
+            if getattr(cfg, flag):
+                raise BadInput(f"--{flag} needs --output_dir, the directory of the run.")
+    if not cfg.resume and (cfg.resume_step != -1 or cfg.reschedule):
+        flag = "reschedule" if cfg.reschedule else "resume_step"
+        raise BadInput(f"--{flag} is for a run that is continued; add --resume.")
     return dataclasses.replace(
         cfg, model=canonical_model(cfg.model), total_batch_size=total, max_steps=max_steps
     )
 
 
-def resume_point(checkpoints: Checkpointer | None, cfg: TrainConfig) -> int:
-    """The step to start from: the newest checkpoint's with --resume, or 0.
-
-    Raises BadInput where the checkpoint is of a run with other options.
-    """
-    step = checkpoints.latest_step() if checkpoints and cfg.resume else None
-    if step is None:
-        return 0
-    if different := changes(checkpoints.restore_run(step)["config"], cfg):
-        raise BadInput(
-            f"--resume: the run in {cfg.output_dir} was started with other options "
-            f"({'; '.join(different)}); give the old ones, or another --output_dir."
-        )
-    return step
+def refuse_bad_numbers(report: Report, cfg: TrainConfig, checkpoints: Checkpointer | None) -> None:
+    """Raises RunStopped after --max_bad_steps steps in a row that were not finite."""
+    if not 0 < cfg.max_bad_steps <= report.bad_in_a_row:
+        return
+    steps = checkpoints.steps() if checkpoints else []
+    saved = f"the newest checkpoint, of step {steps[-1]}, is" if steps else "there is no checkpoint"
+    raise RunStopped(
+        f"the loss or the gradient norm was not finite in {report.bad_in_a_row} steps in a row "
+        f"(--max_bad_steps={cfg.max_bad_steps}); {saved}{' from before them' if steps else ''}: "
+        f"look at the data, or start with a lower --learning_rate."
+    )
 
 
 def make_state(
@@ -190,10 +226,12 @@ def make_state(
 ) -> TrainState:
     """The initial state, or that of checkpoint `start` if it is not 0.
 
-    weights: what --model read from a file; None: they are drawn.
+    weights: what --model read from a file; None: they are --init_from's, or drawn.
     """
     if start == 0:
-        if weights is None:
+        if cfg.init_from:
+            weights = weights_of_another_run(cfg, model, weights, mesh)
+        elif weights is None:
             weights = initialize(model, cfg.seed)
         weights = jax.tree.map(lambda p: np.asarray(p, np.float32), weights)
         return parallel.replicate(init_state(weights), mesh)
@@ -201,6 +239,24 @@ def make_state(
     state = checkpoints.restore_state(start, like)
     print(f"resuming {cfg.output_dir} at step {start}")
     return state
+
+
+def weights_of_another_run(cfg: TrainConfig, model: ModelConfig, weights, mesh) -> Params:
+    """The parameters of --init_from. Raises BadInput where they are not of the model asked for."""
+    if weights is not None:
+        raise BadInput(
+            f"--model={cfg.model} and --init_from={cfg.init_from} both name weights; give one."
+        )
+    checkpoints, step = open_weights(cfg.init_from)
+    saved = ModelConfig(**checkpoints.restore_run(step)["model"])
+    if saved != model:
+        raise BadInput(
+            f"--init_from={cfg.init_from} has L {saved.L}, NH {saved.NH}, C {saved.C}, V {saved.V} "
+            f"and --model={cfg.model} has L {model.L}, NH {model.NH}, C {model.C}, V {model.V}; "
+            f"give the --model of that run."
+        )
+    print(f"starting from the weights of {checkpoints.path(step)}")
+    return checkpoints.restore_params(step, parallel.replicated_like(gpt2.shapes(model), mesh))
 
 
 def compile_update(step, state: TrainState, memory, cfg: TrainConfig, mesh):
@@ -241,14 +297,22 @@ def validate(evaluate, state: TrainState, loader: TokenLoader, cfg: TrainConfig,
     return float(np.mean(jax.device_get(losses)))
 
 
-def run_record(cfg: TrainConfig, model: ModelConfig, names: dict[str, str], step: int) -> dict:
-    """What a checkpoint says of its run besides the state."""
+def run_record(
+    cfg: TrainConfig, model: ModelConfig, names: dict[str, str], data: TokenLoader
+) -> dict:
+    """What the checkpoints of a run say of it besides the state; the step's part is Saver's."""
+    packages = ("jax", "jaxlib", "numpy", "orbax-checkpoint", "llmc_jax")
     return dict(
         config=dataclasses.asdict(cfg),
+        digest=digest(cfg),
         model=dataclasses.asdict(model),
-        ops=names,
-        loader=dict(position=step * cfg.total_batch_size // cfg.sequence_length),
-        versions=dict(jax=jax.__version__, jaxlib=jaxlib.__version__),
+        data=data.describe(),
+        made_with=dict(
+            ops=" ".join(f"{op}={name}" for op, name in names.items()),
+            device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            versions=" ".join(f"{name} {metadata.version(name)}" for name in packages),
+            revision=machine.commit() or "unknown",
+        ),
     )
 
 
@@ -264,15 +328,18 @@ def print_banner(cfg: TrainConfig, model: ModelConfig, names: dict[str, str], me
         f"ops      {', '.join(f'{op} {name}' for op, name in names.items())}\n"
         f"step     {cfg.total_batch_size:,} tokens ({mesh.size} devices x {A} micro-batches x "
         f"{cfg.batch_size} x {cfg.sequence_length}), {cfg.dtype}, recompute {cfg.recompute}\n"
-        f"schedule {cfg.max_steps} steps, {cfg.lr_schedule} from {cfg.learning_rate} to "
+        f"schedule {cfg.schedule_steps} steps, {cfg.lr_schedule} from {cfg.learning_rate} to "
         f"{cfg.learning_rate * cfg.final_lr_fraction:.3g} after {cfg.warmup_steps} of warm-up"
     )
 
 
 def report_files(run: RunDir, checkpoints: Checkpointer) -> None:
     """Draw the picture; say where everything is and what can be done with it."""
-    metrics = read_metrics(run.metrics)
-    plot_losses(metrics, run.picture)
+    try:
+        metrics = read_metrics(run.metrics)
+        plot_losses(metrics, run.picture)
+    except OSError as error:
+        raise RunStopped(f"{run.picture} cannot be drawn: {error.strerror}.") from error
     val = [m["val_loss"] for m in metrics if "val_loss" in m]
     if val:
         print(f"validation loss {val[-1]:.4f}")

@@ -45,7 +45,9 @@ def test_a_script_within_a_shell_within_mpirun():
 def test_letters_without_counterpart_are_named_with_the_reason():
     options, remarks = llmc_flags.convert(SCRIPT_GPT3.split())
     assert options["model"] == "gpt3:c768" and options["lr_schedule"] == "cosine"
-    assert remarks[0] == "-nk 5: all checkpoints are kept" and len(remarks) == 5
+    assert options["keep_checkpoints"] == "5" and options["major_checkpoint_every"] == "50000"
+    assert options["skip_loss_zscore"] == options["skip_grad_zscore"] == "7.0"
+    assert [remark.split(":")[0] for remark in remarks] == ["-ge 1"]
 
 
 def test_every_letter_of_llm_c_is_known():

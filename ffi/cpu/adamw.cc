@@ -52,6 +52,7 @@ ffi::Error AdamWUpdate(ffi::ThreadPool pool, F32 lr, F32 scale, S32 step, ffi::R
     leaf.weight_decay = weight_decay[i];
   }
   return Run(check, pool, [&](Threads& threads) {
+    if (!std::isfinite(scale.typed_data()[0])) return;  // no update
     float t = static_cast<float>(step.typed_data()[0]);
     AdamWHyper hyper = {lr.typed_data()[0],
                         scale.typed_data()[0],

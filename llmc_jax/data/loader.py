@@ -6,12 +6,15 @@ endless order of sequences (order.py), and the position in it is all the state.
 
 import bisect
 import itertools
+import zlib
 
 import numpy as np
 
 from llmc_jax.config import BadInput
 from llmc_jax.data.order import CounterOrder, LlmcOrder
 from llmc_jax.data.tokens import find_shards, read_shard
+
+SAMPLED = 4096  # tokens at each end of a shard that identify it
 
 
 class TokenLoader:
@@ -55,6 +58,15 @@ class TokenLoader:
     def num_sequences(self) -> int:
         """Sequences in an epoch."""
         return self.order.num_sequences
+
+    def describe(self) -> dict:
+        """What tells these data from others: shards, sequences, a checksum of sizes and ends."""
+        checksum = 0
+        for shard in self.shards:
+            checksum = zlib.crc32(np.int64(len(shard)).tobytes(), checksum)
+            for part in (shard[:SAMPLED], shard[-SAMPLED:]):
+                checksum = zlib.crc32(np.ascontiguousarray(part), checksum)
+        return dict(shards=len(self.shards), sequences=self.ends[-1], checksum=checksum)
 
     def next(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The next `count` sequences: inputs and targets, (count, T) int32."""

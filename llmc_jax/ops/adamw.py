@@ -13,7 +13,7 @@ class Hyper(NamedTuple):
     """What all tensors of a step share; scalars, lr and scale on the device."""
 
     lr: Array  # learning rate of this step
-    scale: Array  # factor on the gradients (clipping)
+    scale: Array  # factor on the gradients (clipping); not finite: no update
     step: Array  # int32, 1 for the first update
     beta1: float
     beta2: float
@@ -25,7 +25,11 @@ def update(params, grads, m, v, hyper: Hyper, *, weight_decay):
 
     params, grads, m, v are trees of one structure with float32 leaves, weight_decay one of Python
     floats (0.0: no decay); returns (params, m, v). m and v are the moving averages of the
-    gradient and of its square, m_hat and v_hat those without their bias to 0.
+    gradient and of its square, m_hat and v_hat those without their bias to 0. Where hyper.scale is
+    not finite, params, m and v are returned as they came, whatever grads hold.
+
+    params may be bfloat16, for want of memory for a float32 copy: then their new values are
+    rounded up or down by chance, with the probabilities that keep the mean what it was.
 
     params may be bfloat16, for want of memory for a float32 copy: then their new values are
     rounded up or down by chance, with the probabilities that keep the mean what it was.
@@ -39,16 +43,17 @@ def update(params, grads, m, v, hyper: Hyper, *, weight_decay):
 def _update(param, grad, m, v, weight_decay, hyper, number):
     """`update` of tensor `number`."""
     lr, scale, step, beta1, beta2, eps = hyper
-    dtype, param = param.dtype, param.astype(accumulation_dtype(param.dtype))
     grad = grad * scale
-    m = beta1 * m + (1 - beta1) * grad
-    v = beta2 * v + (1 - beta2) * grad * grad
-    m_hat = m / (1 - beta1**step)
-    v_hat = v / (1 - beta2**step)
-    param = param - lr * (m_hat / (jnp.sqrt(v_hat) + eps) + weight_decay * param)
-    if dtype == jnp.bfloat16:
-        param = _round_by_chance(param, _scramble(_scramble(step) + jnp.uint32(number)))
-    return param, m, v
+    new_m = beta1 * m + (1 - beta1) * grad
+    new_v = beta2 * v + (1 - beta2) * grad * grad
+    m_hat = new_m / (1 - beta1**step)
+    v_hat = new_v / (1 - beta2**step)
+    wide = param.astype(accumulation_dtype(param.dtype))
+    new_param = wide - lr * (m_hat / (jnp.sqrt(v_hat) + eps) + weight_decay * wide)
+    if param.dtype == jnp.bfloat16:
+        new_param = _round_by_chance(new_param, _scramble(_scramble(step) + jnp.uint32(number)))
+    updated, kept = (new_param, new_m, new_v), (param, m, v)
+    return jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(scale), new, old), updated, kept)
 
 
 def _round_by_chance(x, seed):

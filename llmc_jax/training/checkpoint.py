@@ -1,73 +1,249 @@
-"""Checkpoints of a run, with orbax: one folder a step, each whole or not there.
+"""Checkpoints of a run: one folder a step, whole or not counted.
 
-A checkpoint holds the training state in its global form, whatever the devices were, and beside
-it a JSON object `run`: the configuration, the loader's position, versions.
+A folder holds `state` (the training state in its global form, whatever the devices were, in
+orbax's format), run.json (the configuration, the loader's position, versions) and, written last, a
+manifest of all files. What has no valid manifest is no checkpoint.
 """
 
+import errno
+import json
+import os
+import shutil
+import threading
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
+from llmc_jax.config import BadInput
 from llmc_jax.models.gpt2 import Params
+from llmc_jax.training import manifest
 from llmc_jax.training.step import TrainState
 
 STEP_DIGITS = 8
+STATE = "state"
+RUN = "run.json"
+UNFINISHED = "unfinished"  # a file in a folder that is being written or removed
+
+
+class Broken(BadInput):
+    """A checkpoint is not what was written."""
+
+
+class Failure(NamedTuple):
+    """A checkpoint that could not be written, and why."""
+
+    step: int
+    reason: str
 
 
 class Checkpointer:
     """Saves and restores the checkpoints in one folder; a context that ends with all on disk."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        options = ocp.CheckpointManagerOptions(
-            step_format_fixed_length=STEP_DIGITS,
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=True,
-        )
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(), options=options, item_names=("state", "run")
-        )
+    def __init__(self, folder: Path, *, keep: int = 0, major_every: int = 0):
+        """keep: how many of the newest checkpoints stay after a save; 0: all. Those of every
+        major_every steps stay too (0: none)."""
+        self._folder, self._keep, self._major_every = folder, keep, major_every
+        self._copy = None  # of the state, reused: fresh memory takes longer to touch than to copy
+        self._thread = None
+        self._failure = None
+        self._verified = set()  # steps that were read and found whole
+
+    def steps(self) -> list[int]:
+        """Steps of all complete checkpoints, in order; what is in their files is not looked at."""
+        return [step for step in self.all_steps() if not self.problem(step, contents=False)]
+
+    def all_steps(self) -> list[int]:
+        """Steps of all folders, in order, whole or not."""
+        names = [path.name for path in self._folder.glob("?" * STEP_DIGITS) if path.is_dir()]
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, None if there is none."""
-        return self._manager.latest_step()
-
-    def steps(self) -> list[int]:
-        """Steps of all complete checkpoints, in order."""
-        return sorted(self._manager.all_steps())
+        return max(self.steps(), default=None)
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint of `step`."""
         return self._folder / f"{step:0{STEP_DIGITS}d}"
 
+    def problem(self, step: int, *, contents: bool = True) -> str:
+        """What is wrong with the checkpoint of `step`, '' for nothing; contents: read it all."""
+        if step in self._verified:
+            return ""
+        folder = self.path(step)
+        if not folder.is_dir():
+            return "it is not there"
+        if _is_unfinished(folder):
+            return "it was not written to the end"
+        if (folder / "_CHECKPOINT_METADATA").exists() and not (folder / manifest.NAME).exists():
+            return "it is of an older format, without checksums and outlier windows"
+        problem = manifest.problem(folder, contents=contents)
+        if contents and not problem:
+            self._verified.add(step)
+        return problem
+
+    # Writing.
+
+    def remove_unfinished(self) -> None:
+        """Remove what runs that were killed left behind. Only for who holds the run's lock."""
+        for step in self.all_steps():
+            if _is_unfinished(self.path(step)):
+                shutil.rmtree(self.path(step))
+
+    def reserve(self, state: TrainState) -> None:
+        """Take the memory for copies of `state`, in the background, so that no save has to."""
+        self._copy = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), state)
+        self._start(self._touch)
+
     def save(self, state: TrainState, run: dict, step: int) -> None:
-        """Write a checkpoint. Returns once the state is copied; writing goes on meanwhile."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
-        )
+        """Write a checkpoint. Returns once the state is copied; writing goes on meanwhile.
+
+        What goes wrong with the writing is kept for take_failure().
+        """
+        self.wait()
+        if self._copy is None:
+            self.reserve(state)
+            self.wait()
+        jax.tree.map(_copy_to, self._copy, state)
+        self._start(self._write, run, step)
+
+    def wait(self) -> None:
+        """Wait until what is being written is on disk, or has failed."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+    def take_failure(self) -> Failure | None:
+        """What went wrong with the last save, once."""
+        failure, self._failure = self._failure, None
+        return failure
+
+    def remove(self, step: int) -> None:
+        """Remove a checkpoint; one that is interrupted leaves nothing that looks whole."""
+        (self.path(step) / UNFINISHED).touch()
+        shutil.rmtree(self.path(step))
+
+    def set_aside(self, step: int, why: str) -> Path:
+        """Rename the folder of `step`, so that it is no checkpoint any more; its new name."""
+        number, name = 0, self._folder / f"{self.path(step).name}.{why}"
+        while name.exists():
+            number += 1
+            name = name.with_suffix(f".{why}{number}")
+        return self.path(step).rename(name)
+
+    # Reading. What is read has been compared with its manifest.
 
     def restore_run(self, step: int) -> dict:
         """The JSON object saved with the checkpoint of `step`."""
-        return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+        self._verify(step)
+        return json.loads((self.path(step) / RUN).read_text())
 
     def restore_state(self, step: int, like: TrainState) -> TrainState:
         """The state of `step`, placed as the shapes and shardings of `like` say."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        return self._manager.restore(step, args=args).state
+        self._verify(step)
+        return _read_tree(self.path(step) / STATE, like)
 
     def restore_params(self, step: int, like: Params) -> Params:
         """Only the parameters of `step`; the moments stay on disk."""
-        places = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding), like)
-        part = ocp.args.PyTreeRestore(
-            dict(params=like), restore_args=dict(params=places), partial_restore=True
-        )
-        return self._manager.restore(step, args=ocp.args.Composite(state=part)).state["params"]
+        self._verify(step)
+        like = dict(params=like)
+        return _read_tree(self.path(step) / STATE, like, partial_restore=True)["params"]
+
+    def _verify(self, step: int) -> None:
+        """Raises Broken where the checkpoint is not what was written."""
+        if problem := self.problem(step):
+            raise Broken(
+                f"the checkpoint {self.path(step)} cannot be used: {problem}; take another, or "
+                f"start again."
+            )
+
+    def _start(self, work, *args) -> None:
+        # A daemon: a signal that ends the process at once does not wait for it.
+        self._thread = threading.Thread(target=work, args=args, daemon=True)
+        self._thread.start()
+
+    def _touch(self) -> None:
+        for leaf in jax.tree.leaves(self._copy):
+            leaf.fill(0)
+
+    def _write(self, run: dict, step: int) -> None:
+        """Write the copy of the state, then remove the checkpoints that are not to be kept."""
+        folder = self.path(step)
+        try:
+            self._folder.mkdir(exist_ok=True)
+            folder.mkdir()
+            (folder / UNFINISHED).touch()
+            _write_tree(folder / STATE, self._copy)
+            (folder / RUN).write_text(json.dumps(run, indent=1))
+            manifest.write(folder, without=UNFINISHED)
+            (folder / UNFINISHED).unlink()
+        except Exception as error:  # whatever it is, the run goes on and tries again
+            self._failure = Failure(step, _reason(error))
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        with suppress(OSError):  # what could not be removed is, after the next save
+            self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Only the newest complete checkpoints and those of every major_every steps stay."""
+        for step in self.steps()[: -self._keep] if self._keep else []:
+            if not (self._major_every and step % self._major_every == 0):
+                self.remove(step)
 
     def __enter__(self) -> "Checkpointer":
         return self
 
     def __exit__(self, *_) -> None:
         """Wait until everything saved is on disk."""
-        self._manager.close()
+        self.wait()
+
+
+def _is_unfinished(folder: Path) -> bool:
+    return (folder / UNFINISHED).exists() or not any(folder.iterdir())
+
+
+def _copy_to(copy: np.ndarray, leaf: jax.Array) -> None:
+    """Copy one array of the state; it can be donated again when this returns."""
+    if leaf.is_fully_replicated:
+        leaf = leaf.addressable_data(0)
+        if leaf.platform() == "cpu":  # a view that, unlike numpy.asarray's, the array does not keep
+            np.copyto(copy, np.from_dlpack(leaf))
+            return
+    np.copyto(copy, jax.device_get(leaf))
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    # Weights and moments do not get smaller by compression, only slower.
+    return ocp.PyTreeCheckpointHandler(use_compression=False)
+
+
+def _write_tree(folder: Path, tree) -> None:
+    """Write arrays in orbax's format, in their place: it is the manifest that makes them valid."""
+    folder.mkdir()
+    path = epath.Path(folder.absolute())
+    with closing(_handler()) as handler:
+        handler.save(path, args=ocp.args.PyTreeSave(tree))
+        handler.finalize(path)
+
+
+def _read_tree(folder: Path, like, **options):
+    """Read the arrays of `like`, each to where its sharding says."""
+    places = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding), like)
+    args = ocp.args.PyTreeRestore(like, restore_args=places, **options)
+    with closing(_handler()) as handler:
+        return handler.restore(epath.Path(folder.absolute()), args=args)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in a line; the system's words where they are in it."""
+    words = str(error)
+    for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if os.strerror(number).lower() in words.lower():
+            return os.strerror(number)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    return f"{type(error).__name__}: {words.splitlines()[0] if words else 'no reason given'}"

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from llmc_jax.files import new_file
 from llmc_jax.training.run_dir import RunDir
 from llmc_jax.training.step import Metrics
 
@@ -13,14 +14,17 @@ class Logger:
 
     def __init__(self, run: RunDir | None, start: int):
         """start: the step the run begins at; lines of later steps, left by a run that died after
-        its last checkpoint, are taken out."""
+        its last checkpoint, are taken out. A line that cannot be written is kept until it can."""
         self._run = run
+        self._unwritten = {run.main_log: "", run.metrics: ""} if run else {}
+        self.problem = ""  # why lines are kept
         if run:
             _cut(run.main_log, _main_log_step, start)
             _cut(run.metrics, _metrics_step, start)
 
     def train(self, step: int, metrics: Metrics, step_time_s: float, step_tokens: int) -> None:
         """Log update number `step` (0-based); metrics as Python floats."""
+        skipped = dict(skipped=True) if metrics.skipped else {}
         self._write(
             f"s:{step} trl:{metrics.loss:.4f} lr:{metrics.learning_rate:.6f} "
             f"norm:{metrics.grad_norm:.2f}",
@@ -31,6 +35,7 @@ class Logger:
             step_time_s=step_time_s,
             tokens_per_s=step_tokens / step_time_s,
             tokens=(step + 1) * step_tokens,
+            **skipped,
         )
 
     def val(self, step: int, loss: float, step_tokens: int) -> None:
@@ -39,25 +44,51 @@ class Logger:
 
     def _write(self, line: str, **metrics) -> None:
         if self._run:
-            _append(self._run.main_log, line)
-            _append(self._run.metrics, json.dumps(metrics))
+            self._unwritten[self._run.main_log] += line + "\n"
+            self._unwritten[self._run.metrics] += json.dumps(metrics) + "\n"
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is kept. What goes wrong is the new `problem`."""
+        self.problem = ""
+        for path, lines in self._unwritten.items():
+            try:
+                _append(path, lines)
+                self._unwritten[path] = ""
+            except OSError as error:
+                self.problem = f"{path} cannot be written: {error.strerror}"
 
 
 def read_metrics(path: Path) -> list[dict]:
     """The objects of a metrics.jsonl; none where it does not exist."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in _whole_lines(path)]
 
 
-def _append(path: Path, line: str) -> None:
-    with open(path, "a") as file:
-        file.write(line + "\n")
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a log; not the last one where its end is missing, nor any of no file."""
+    text = path.read_text() if path.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines(keepends=True)
+
+
+def _append(path: Path, lines: str) -> None:
+    """Add lines to a file, all or none of them."""
+    with open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        data = lines.encode()
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def _cut(path: Path, step_of: Callable[[str], int], start: int) -> None:
-    """Keep the lines that were written before step `start` began."""
+    """Keep the lines that were written before step `start` began; of step 0, none."""
     if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(line for line in lines if step_of(line) < start))
+        kept = [line for line in _whole_lines(path) if start and step_of(line) < start]
+        with new_file(path, overwrite=True) as file:  # so that a kill just now costs no line
+            file.write("".join(kept).encode())
 
 
 def _main_log_step(line: str) -> int:

@@ -1,5 +1,6 @@
 """Reads each step's metrics while the next step runs, and hands them to log and screen."""
 
+import math
 import time
 
 import jax
@@ -16,6 +17,9 @@ class Report:
         self._logger, self._progress, self._step_tokens = logger, progress, step_tokens
         self._pending = None
         self._clock = time.perf_counter()
+        self._log_problem = ""
+        self.skipped = 0  # steps so far
+        self.bad_in_a_row = 0  # the last steps whose loss or gradient norm was not finite
 
     def dispatched(self, step: int, metrics: Metrics) -> None:
         """Update number `step` is under way; report the one before."""
@@ -37,5 +41,20 @@ class Report:
         metrics = Metrics(*(float(value) for value in jax.device_get(metrics)))
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
+        finite = math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)
+        self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
         self._logger.train(step, metrics, elapsed, self._step_tokens)
         self._progress.step(step, metrics, elapsed, self._step_tokens)
+        if metrics.skipped:
+            self.skipped += 1
+            self._progress.message(_skipped(step, metrics))
+        if self._logger.problem and not self._log_problem:
+            self._progress.message(f"{self._logger.problem}; its lines are kept until it can be")
+        self._log_problem = self._logger.problem
+
+
+def _skipped(step: int, metrics: Metrics) -> str:
+    return (
+        f"step {step + 1:4d} skipped: loss {metrics.loss:.6f} ({metrics.loss_zscore:+.2f}z), "
+        f"norm {metrics.grad_norm:.4f} ({metrics.grad_zscore:+.2f}z)"
+    )

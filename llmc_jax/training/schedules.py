@@ -14,11 +14,12 @@ WSD_DECAY = 0.2  # share of the steps in which wsd (warm-up, stable, decay) deca
 def learning_rate(step, cfg: TrainConfig):
     """Learning rate of `step` (0-based, may be traced), a float32 scalar.
 
-    cfg.max_steps must be known (not -1). A linear warm-up to cfg.learning_rate, then the chosen
-    curve down to cfg.final_lr_fraction of it at max_steps.
+    A linear warm-up to cfg.learning_rate, then the chosen curve down to cfg.final_lr_fraction of it
+    at cfg.schedule_steps (cfg.max_steps, which must be known then, where that is -1).
     """
     step = jnp.asarray(step, jnp.float32)
-    start, end = cfg.warmup_steps, cfg.max_steps
+    start = cfg.warmup_steps
+    end = cfg.max_steps if cfg.schedule_steps == -1 else cfg.schedule_steps
     if cfg.lr_schedule == "wsd":
         start = max(start, int((1 - WSD_DECAY) * end))
     progress = jnp.clip((step - start) / max(end - start, 1), 0, 1)

@@ -15,6 +15,8 @@ from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.ops import Ops
 from llmc_jax.ops.adamw import Hyper
+from llmc_jax.training import outliers
+from llmc_jax.training.outliers import Window
 from llmc_jax.training.schedules import learning_rate
 
 AXIS = "data"
@@ -26,7 +28,9 @@ class TrainState(NamedTuple):
     params: Params
     m: Params  # AdamW's first moment
     v: Params  # AdamW's second moment
-    step: Array  # int32, number of updates made
+    step: Array  # int32, number of steps made, skipped ones included
+    losses: Window  # what --skip_loss_zscore compares with
+    grad_norms: Window  # what --skip_grad_zscore compares with
 
 
 class Metrics(NamedTuple):
@@ -35,12 +39,16 @@ class Metrics(NamedTuple):
     loss: Array  # mean over the step's tokens
     grad_norm: Array  # before clipping
     learning_rate: Array
+    loss_zscore: Array  # among the last losses; NaN until there are enough of them
+    grad_zscore: Array
+    skipped: Array  # bool: parameters and moments stayed as they were
 
 
 def init_state(params: Params) -> TrainState:
     """The state before the first step: moments are 0."""
     zeros = jax.tree.map(jnp.zeros_like, params)
-    return TrainState(params, zeros, jax.tree.map(jnp.copy, zeros), jnp.int32(0))
+    windows = outliers.empty_window(), outliers.empty_window()
+    return TrainState(params, zeros, jax.tree.map(jnp.copy, zeros), jnp.int32(0), *windows)
 
 
 def gradient_memory(params: Params, model: ModelConfig, cfg: TrainConfig) -> Params | None:
@@ -71,15 +79,25 @@ def train_step(
 
     memory: of `gradient_memory`, whose values mean nothing; given back as the second result, it
     holds the gradients. inputs, targets (A,B,T) int32. Gradients are accumulated and averaged
-    over devices in float32, then clipped by their global norm.
+    over devices in float32, then clipped by their global norm. Where the loss or the norm is not
+    finite, or an outlier by --skip_loss_zscore or --skip_grad_zscore, the step counts but changes
+    neither parameters nor moments.
     """
     loss, grads = _accumulate(ops, state.params, inputs, targets, model, cfg)
     loss, grads = _mean_over_devices((loss, grads))
     norm = ops.global_norm(grads)
+    losses, loss_zscore = outliers.add(state.losses, loss)
+    grad_norms, grad_zscore = outliers.add(state.grad_norms, norm)
+    skip = ~(jnp.isfinite(loss) & jnp.isfinite(norm))
+    # A score that is NaN is greater than nothing.
+    if cfg.skip_loss_zscore:
+        skip |= loss_zscore > cfg.skip_loss_zscore
+    if cfg.skip_grad_zscore:
+        skip |= grad_zscore > cfg.skip_grad_zscore
     clip = cfg.grad_clip if cfg.grad_clip > 0 else jnp.inf
     hyper = Hyper(
         lr=learning_rate(state.step, cfg),
-        scale=jnp.minimum(1, clip / norm),
+        scale=jnp.where(skip, jnp.nan, jnp.minimum(1, clip / norm)),
         step=state.step + 1,
         beta1=cfg.adam_beta1,
         beta2=cfg.adam_beta2,
@@ -88,8 +106,9 @@ def train_step(
 
     decay = jax.tree.map(lambda p: cfg.weight_decay if gpt2.is_matrix(p) else 0.0, state.params)
     params, m, v = ops.adamw(state.params, grads, state.m, state.v, hyper, weight_decay=decay)
-    state = TrainState(params, m, v, state.step + 1)
-    return state, None if memory is None else grads, Metrics(loss, norm, hyper.lr)
+    state = TrainState(params, m, v, state.step + 1, losses, grad_norms)
+    metrics = Metrics(loss, norm, hyper.lr, loss_zscore, grad_zscore, skip)
+    return state, None if memory is None else grads, metrics
 
 
 def eval_step(params: Params, inputs, targets, *, ops: Ops, model: ModelConfig, cfg: TrainConfig):

@@ -1,0 +1,62 @@
+"""One run at a time in an output directory."""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmc_jax.config import BadInput
+
+NAME = "lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[str]:
+    """Hold the lock of a run directory; the system frees it when the process ends, however it does.
+
+    Gives a sentence about the holder before, where that one died with it, or ''. Raises BadInput
+    that names the process that has it.
+    """
+    with open(folder / NAME, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadInput(
+                f"--output_dir={folder} is in use by {_holder(file) or 'another process'}; wait "
+                f"for it to end, or name another directory."
+            ) from error
+        except OSError as error:  # a file system without locks
+            yield f"{folder} cannot be locked ({error.strerror}): see that no other run is in it."
+            return
+        before = _holder(file)
+        holder = dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%F %T"))
+        _write(file, json.dumps(holder))
+        try:
+            yield f"{before} had {folder} and ended without giving it back." if before else ""
+        finally:
+            _write(file, "")
+
+
+def _holder(file) -> str:
+    """Who the lock's file names, in words; '' for nobody."""
+    file.seek(0)
+    try:
+        holder = json.loads(file.read())
+        return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _write(file, text: str) -> None:
+    """The whole contents of the file; it only informs, so a full disk is no reason to stop."""
+    try:
+        file.seek(0)
+        file.truncate()
+        file.write(text)
+        file.flush()
+    except OSError:
+        pass

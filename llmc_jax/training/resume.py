@@ -1,0 +1,141 @@
+"""Which checkpoint a run goes on from, and whether it is the same run."""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+from llmc_jax.config import BadInput, TrainConfig, changes
+from llmc_jax.training.checkpoint import Checkpointer
+from llmc_jax.training.run_dir import RunDir
+
+
+class Start(NamedTuple):
+    """Where a run begins."""
+
+    step: int
+    loop_done: bool  # validating and sampling at that step belong to the run before
+
+
+def newest_whole(checkpoints: Checkpointer) -> int | None:
+    """Step of the newest checkpoint that is what was written; None where there are none at all.
+
+    Raises BadInput where all are damaged.
+    """
+    problems = []
+    for step in reversed(checkpoints.all_steps()):
+        problem = checkpoints.problem(step)
+        if not problem:
+            return step
+        problems.append(f"{checkpoints.path(step)}: {problem}")
+    if problems:
+        raise BadInput(
+            f"no checkpoint can be used ({'; '.join(problems)}); start again in another "
+            f"--output_dir."
+        )
+    return None
+
+
+def find_start(
+    checkpoints: Checkpointer, cfg: TrainConfig, record: dict
+) -> tuple[Start, TrainConfig]:
+    """The start of the run in cfg.output_dir, and cfg with the schedule it has.
+
+    record: what a checkpoint would say of this run. What comes after the step is set aside; what
+    is broken or different and may be is said aloud. Raises BadInput where the run is another.
+    """
+    try:
+        checkpoints.remove_unfinished()
+        step = newest_whole(checkpoints) if cfg.resume_step == -1 else cfg.resume_step
+        if step is None:
+            return Start(0, False), with_schedule(cfg, None)
+        if step not in checkpoints.all_steps():
+            saved = ", ".join(map(str, checkpoints.steps())) or "none"
+            raise BadInput(f"--resume_step={step} was not saved; {cfg.output_dir} has {saved}.")
+        before = checkpoints.restore_run(step)
+        cfg = with_schedule(cfg, before["config"])
+        refuse_another_run(before, cfg, record)
+        for line in differences(before, cfg, record):
+            print(f"resuming with {line}")
+        _set_aside_after(checkpoints, step)
+    except OSError as error:
+        raise BadInput(
+            f"--output_dir={cfg.output_dir} cannot be used: {error.strerror} ({error.filename})."
+        ) from error
+    return Start(step, before.get("loop_done", True)), cfg
+
+
+def with_schedule(cfg: TrainConfig, before: dict | None) -> TrainConfig:
+    """`cfg` with --schedule_steps filled in: as the run `before` had it, unless told otherwise."""
+    if cfg.schedule_steps != -1:
+        return cfg
+    kept = None if cfg.reschedule else (before or {}).get("schedule_steps")
+    return dataclasses.replace(cfg, schedule_steps=cfg.max_steps if kept is None else kept)
+
+
+def refuse_another_run(before: dict, cfg: TrainConfig, record: dict) -> None:
+    """Raises BadInput that names every option that makes `cfg` another run than `before`."""
+    saved = before["config"]
+    if cfg.reschedule:
+        saved = saved | dict(schedule_steps=cfg.schedule_steps)
+    if different := changes(saved, cfg):
+        remedy = " (--reschedule takes a new --schedule_steps)" * any(
+            "--schedule_steps" in part for part in different
+        )
+        raise BadInput(
+            f"--resume: the run in {cfg.output_dir} was started with other options "
+            f"({'; '.join(different)}); give the old ones, or another --output_dir{remedy}."
+        )
+    data = before.get("data", record["data"])
+    if data != record["data"]:
+        raise BadInput(
+            f"--resume: --train_data={cfg.train_data} is not what the run in {cfg.output_dir} was "
+            f"started with ({_words(data)}; now {_words(record['data'])}); give it the old files."
+        )
+
+
+def differences(before: dict, cfg: TrainConfig, record: dict) -> list[str]:
+    """What differs from the run before and may: options, versions, devices, kernels."""
+    lines = changes(before["config"], cfg, may_change=True)
+    if cfg.reschedule:
+        lines += [c for c in changes(before["config"], cfg) if c.startswith("--schedule_steps")]
+    for key, value in record["made_with"].items():
+        old = before.get("made_with", {}).get(key, value)
+        if old != value:
+            lines.append(f"another {key}: it was {old} and is now {value}")
+    return lines
+
+
+def open_weights(path: str) -> tuple[Checkpointer, int]:
+    """The checkpoint that --init_from names: of a run's directory the newest that is whole."""
+    folder = Path(path)
+    if RunDir(folder).checkpoints.is_dir():
+        checkpoints = Checkpointer(RunDir(folder).checkpoints)
+        step = newest_whole(checkpoints)
+    else:
+        checkpoints = Checkpointer(folder.parent)
+        step = int(folder.name) if folder.name.isdecimal() and folder.is_dir() else None
+    if step is None:
+        raise BadInput(
+            f"--init_from={path} is neither the directory of a run with a checkpoint nor one of "
+            f"its checkpoints."
+        )
+    return checkpoints, step
+
+
+def _set_aside_after(checkpoints: Checkpointer, step: int) -> None:
+    """Rename what follows `step`, so that the run can save there, and say so."""
+    for later in checkpoints.all_steps():
+        if later > step:
+            problem = checkpoints.problem(later)
+            place = checkpoints.set_aside(later, "broken" if problem else "later")
+            if problem:
+                print(
+                    f"WARNING: the checkpoint of step {later} cannot be used: {problem}; it is now "
+                    f"{place}, and the run goes back to step {step}"
+                )
+            else:
+                print(f"the checkpoint of step {later} is now {place}")
+
+
+def _words(data: dict) -> str:
+    return f"{data['shards']} shards, {data['sequences']} sequences, checksum {data['checksum']}"

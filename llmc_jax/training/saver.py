@@ -1,0 +1,95 @@
+"""When a checkpoint is written, and what happens where it cannot be."""
+
+import time
+from collections.abc import Callable
+
+from llmc_jax.config import RunStopped, TrainConfig
+from llmc_jax.training.checkpoint import Checkpointer, Failure
+from llmc_jax.training.step import TrainState
+
+
+class Saver:
+    """Decides and reports for a run that begins at step `start`."""
+
+    def __init__(
+        self,
+        checkpoints: Checkpointer | None,
+        cfg: TrainConfig,
+        record: dict,
+        start: int,
+        say: Callable[[str], None],
+    ):
+        """checkpoints: None where nothing is saved. record: what each checkpoint says of the run;
+        say: where messages go."""
+        self._checkpoints, self._cfg, self._record, self._say = checkpoints, cfg, record, say
+        self._last = start  # step of the newest checkpoint
+        self._clock = time.monotonic()
+        self._held_back = False  # a checkpoint is due as soon as numbers are finite again
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is to be written before update `step`."""
+        if not self._checkpoints or step == self._last or not self._cfg.saves_checkpoints:
+            return False
+        cfg = self._cfg
+        minutes = (time.monotonic() - self._clock) / 60
+        return (
+            self._held_back
+            or step == cfg.max_steps
+            or any(n and step % n == 0 for n in (cfg.checkpoint_every, cfg.major_checkpoint_every))
+            or bool(cfg.checkpoint_minutes and minutes >= cfg.checkpoint_minutes)
+        )
+
+    def save(self, state: TrainState, step: int, bad_steps: int, *, loop_done: bool = True) -> None:
+        """Save, unless the last `bad_steps` steps were not finite: not over the last good one.
+
+        loop_done: what else is due at `step` has been done.
+        """
+        if bad_steps and not self._held_back:
+            self._say(f"no checkpoint at step {step}: the numbers of the last step are not finite")
+        self._held_back = bad_steps > 0
+        if self._held_back:
+            return
+        tokens = step * self._cfg.total_batch_size
+        here = dict(
+            step=step,
+            tokens=tokens,
+            loader=dict(position=tokens // self._cfg.sequence_length),
+            loop_done=loop_done,
+        )
+        self._checkpoints.save(state, self._record | here, step)
+        self.report_failure()  # of the save before, which this one waited for
+        self._last, self._clock = step, time.monotonic()
+
+    def stop(self, state: TrainState, step: int, bad_steps: int) -> str:
+        """Save what a signal ends after update `step`; what can be done next, in words."""
+        if not self._checkpoints:
+            return "nothing is saved, because there is no --output_dir"
+        if step != self._last:
+            self.save(state, step, bad_steps, loop_done=False)
+        self.finish()
+        saved = self._checkpoints.latest_step()
+        if saved is None:
+            return "no step was finished, so nothing is saved; the same command starts again"
+        return f"checkpoint of step {saved} saved; the same command with --resume goes on"
+
+    def report_failure(self) -> None:
+        """Say what went wrong with writing, if anything did since this was last asked."""
+        if failure := self._checkpoints and self._checkpoints.take_failure():
+            self._say(f"WARNING: {self._sentence(failure)} is tried again at the next one")
+
+    def finish(self) -> None:
+        """Wait until all is on disk. Raises RunStopped where the last checkpoint is not."""
+        if not self._checkpoints:
+            return
+        self._checkpoints.wait()
+        if failure := self._checkpoints.take_failure():
+            raise RunStopped(f"{self._sentence(failure)} can be tried again with --resume.")
+
+    def _sentence(self, failure: Failure) -> str:
+        """What failed and what is still there; the rest says how it goes on."""
+        steps = self._checkpoints.steps()
+        whole = f"the newest whole one is of step {steps[-1]}" if steps else "there is no other yet"
+        return (
+            f"the checkpoint of step {failure.step} could not be written: {failure.reason}; "
+            f"{whole}; saving"
+        )

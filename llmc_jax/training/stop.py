@@ -1,0 +1,32 @@
+"""SIGTERM and SIGINT end a run after the step it is in."""
+
+import signal
+import threading
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stop:
+    """A context in which the first signal only sets `requested`.
+
+    It also puts the signals' own effect back: the second one ends the process at once, also where
+    Python has no say because a compiled step is running.
+    """
+
+    def __init__(self):
+        self.requested = ""  # the signal's name
+        self._before = {}
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():  # others may not
+            self._before = {number: signal.signal(number, self._first) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _first(self, number: int, _frame) -> None:
+        self.requested = signal.Signals(number).name
+        for other in self._before:
+            signal.signal(other, signal.SIG_DFL)

@@ -1,0 +1,96 @@
+"""A step with bad numbers changes nothing but the count of steps."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from llmc_jax import ops
+from llmc_jax.models.initialize import initialize
+from llmc_jax.ops.adamw import Hyper
+from llmc_jax.training import parallel
+from llmc_jax.training.outliers import WINDOW, Window
+from llmc_jax.training.step import init_state, train_step
+from tests import tiny
+from tests.training.test_step import batch
+
+
+def run_step(spec="ffi", window=None, poison=False, **options):
+    """(state before, state after, metrics) of one step; window: losses and norms before it."""
+    mesh = parallel.make_mesh()
+    cfg = tiny.config(max_steps=10, warmup_steps=0, **options)
+    step = partial(train_step, ops=ops.select(spec, "cpu")[0], model=tiny.MODEL, cfg=cfg)
+    params = initialize(tiny.MODEL, 42)
+    if poison:
+        params.wpe[3, 5] = np.nan
+    state = init_state(params)
+    state = state._replace(m=jax.tree.map(lambda p: p + 1, params), v=jax.tree.map(abs, params))
+    if window is not None:
+        full = [Window(np.float32(window), np.int32(WINDOW)) for _ in range(2)]
+        state = state._replace(losses=full[0], grad_norms=full[1])
+    before = jax.device_get(state)
+    data = parallel.split(batch(1, 4), mesh, parallel.MICRO_BATCHES)
+    state, _, metrics = parallel.map_train_step(step, mesh)(
+        parallel.replicate(state, mesh), None, *data
+    )
+    return before, jax.device_get(state), jax.device_get(metrics)
+
+
+def same(a, b) -> bool:
+    return all(
+        np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.mark.parametrize("spec", ["jnp", "ffi"])
+def test_a_step_that_is_not_finite_is_skipped(spec):
+    before, after, metrics = run_step(spec, poison=True)
+    assert np.isnan(metrics.loss) and metrics.skipped
+    assert same(before[:3], after[:3]) and after.step == 1
+    assert after.losses.count == after.grad_norms.count == 0
+
+
+def test_a_step_with_good_numbers_is_made():
+    before, after, metrics = run_step()
+    assert not metrics.skipped and not same(before.params, after.params)
+    assert after.losses.count == 1 and after.losses.values[0] == metrics.loss
+    assert after.grad_norms.values[0] == metrics.grad_norm
+
+
+@pytest.mark.parametrize("flag", ["skip_loss_zscore", "skip_grad_zscore"])
+def test_outliers_are_skipped_above_the_limit(flag):
+    """Before it the losses and norms were about 1, now they are above 1.5."""
+    window = np.random.default_rng(0).normal(1, 0.01, WINDOW)
+    before, after, metrics = run_step(window=window, **{flag: 5.0})
+    assert metrics.loss_zscore > 5 and metrics.grad_zscore > 5 and metrics.skipped
+    assert same(before[:3], after[:3])
+    assert after.losses.count == WINDOW + 1  # an outlier that is finite does come in
+    assert not run_step(window=window, **{flag: 20.0})[2].skipped
+    assert not run_step(window=window)[2].skipped
+    assert not run_step(**{flag: 0.001})[2].skipped  # not before the window is full
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("implementation", ops.TABLE["adamw"])
+def test_no_update_without_a_finite_scale(implementation, scale):
+    """Bit for bit, whatever the gradients are, for every implementation of AdamW."""
+    rng = np.random.default_rng(3)
+    shapes = [(1,), (65,), (48, 17)]
+    trees = [[rng.normal(size=s).astype(np.float32) for s in shapes] for _ in range(4)]
+    trees[1][1][7] = np.nan
+    hyper = Hyper(np.float32(0.1), np.float32(scale), np.int32(2), 0.9, 0.95, 1e-8)
+
+    @jax.jit
+    def run(trees, scale):
+        update = ops.TABLE["adamw"][implementation]
+        return update(*trees, hyper._replace(scale=scale), weight_decay=[0.1, 0.0, 0.1])
+
+    assert same(run(trees, hyper.scale), (trees[0], trees[2], trees[3]))
+
+
+def test_the_window_is_of_the_options_that_may_change():
+    changeable = {f.name for f in dataclasses.fields(tiny.config()) if f.metadata["may_change"]}
+    assert {"skip_loss_zscore", "skip_grad_zscore", "max_bad_steps"} <= changeable
