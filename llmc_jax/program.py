@@ -43,7 +43,7 @@ def run(main: Callable, config_class: type, commands: tuple[str, ...] = ()) -> N
 
     def start(argv):
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.ERROR)  # orbax logs much that is no news to a user
+            logging.set_verbosity(logging.FATAL)  # what orbax logs, we say in a sentence
         try:
             command = _command(argv[1:], commands)
             names = [field.name for field in dataclasses.fields(config_class)]

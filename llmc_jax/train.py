@@ -119,9 +119,9 @@ def train(cfg, model, weights, mesh, chosen, names, data, run, checkpoints, begi
                 tokens = list(sample(state.params, [EOT], cfg.sample_tokens))
                 text = tokenizer().decode([t for t in tokens if t != EOT])
                 progress.message(f"sample at step {step}:\n---\n{text}\n---")
+            saver.report_failure()
             if save_now:
                 saver.save(state, step, report.bad_in_a_row)
-            saver.report_failure()
             if pause:
                 report.restart_clock()
             if last:
@@ -207,6 +207,8 @@ def refuse_bad_numbers(report: Report, cfg: TrainConfig, checkpoints: Checkpoint
     """Raises RunStopped after --max_bad_steps steps in a row that were not finite."""
     if not 0 < cfg.max_bad_steps <= report.bad_in_a_row:
         return
+    if checkpoints:
+        checkpoints.wait()
     steps = checkpoints.steps() if checkpoints else []
     saved = f"the newest checkpoint, of step {steps[-1]}, is" if steps else "there is no checkpoint"
     raise RunStopped(

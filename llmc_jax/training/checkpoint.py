@@ -177,6 +177,7 @@ class Checkpointer:
             self._folder.mkdir(exist_ok=True)
             folder.mkdir()
             (folder / UNFINISHED).touch()
+            _claim_space(folder, sum(leaf.nbytes for leaf in jax.tree.leaves(self._copy)))
             _write_tree(folder / STATE, self._copy)
             (folder / RUN).write_text(json.dumps(run, indent=1))
             manifest.write(folder, without=UNFINISHED)
@@ -214,6 +215,21 @@ def _copy_to(copy: np.ndarray, leaf: jax.Array) -> None:
             np.copyto(copy, np.from_dlpack(leaf))
             return
     np.copyto(copy, jax.device_get(leaf))
+
+
+def _claim_space(folder: Path, size: int) -> None:
+    """Raises OSError where `folder` has no room for `size` bytes and a little more.
+
+    Orbax would find out too, but not without pages of tracebacks from its threads.
+    """
+    path = folder / "space"
+    with open(path, "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size + (1 << 20))
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EINVAL):  # not all file systems can
+                raise
+    path.unlink()
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:

@@ -21,7 +21,13 @@ def locked(folder: Path) -> Iterator[str]:
     Gives a sentence about the holder before, where that one died with it, or ''. Raises BadInput
     that names the process that has it.
     """
-    with open(folder / NAME, "a+") as file:
+    try:
+        file = open(folder / NAME, "a+")  # noqa: SIM115
+    except OSError as error:
+        raise BadInput(
+            f"--output_dir={folder} cannot be written: {error.strerror}; name another directory."
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

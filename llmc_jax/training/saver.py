@@ -56,8 +56,9 @@ class Saver:
             loader=dict(position=tokens // self._cfg.sequence_length),
             loop_done=loop_done,
         )
+        self._checkpoints.wait()
+        self.report_failure()  # of the save before: the one after the last is finish()'s to report
         self._checkpoints.save(state, self._record | here, step)
-        self.report_failure()  # of the save before, which this one waited for
         self._last, self._clock = step, time.monotonic()
 
     def stop(self, state: TrainState, step: int, bad_steps: int) -> str:

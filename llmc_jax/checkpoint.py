@@ -1,0 +1,100 @@
+"""List, verify and remove a run's checkpoints.
+
+python -m llmc_jax.checkpoint ls --run=runs/quickstart       which there are, and of what
+python -m llmc_jax.checkpoint verify --run=runs/quickstart   read every byte of them
+python -m llmc_jax.checkpoint rm --run=runs/quickstart --step=500
+python -m llmc_jax.checkpoint rm --run=runs/quickstart --keep=3 --set_aside
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmc_jax import program
+from llmc_jax.config import BadInput, option
+from llmc_jax.training.checkpoint import RUN, STEP_DIGITS, Checkpointer
+from llmc_jax.training.lock import locked
+from llmc_jax.training.run_dir import RunDir
+
+COMMANDS = ("ls", "verify", "rm")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Which checkpoints."""
+
+    run: str = option("", "directory of a run (the --output_dir of its training)")
+    step: int = option(-1, "only the checkpoint of this step; -1: all", minimum=-1)
+    keep: int = option(-1, "rm: all but the newest N that are complete", minimum=-1)
+    set_aside: bool = option(
+        False, "rm: what a resume put aside (.broken: damaged, .later: gone back behind)"
+    )
+
+
+def main(command: str, cfg: CheckpointConfig) -> int:
+    """Do what `command` says; exit status 1 where verify finds a checkpoint that is not whole."""
+    folder = RunDir(Path(cfg.run)).checkpoints
+    if not cfg.run or not folder.is_dir():
+        raise BadInput(f"--run={cfg.run} has no checkpoints; name the --output_dir of a training.")
+    checkpoints = Checkpointer(folder)
+    steps = checkpoints.all_steps()
+    if cfg.step != -1 and cfg.step not in steps:
+        raise BadInput(f"--step={cfg.step} was not saved; {cfg.run} has {_numbers(steps)}.")
+    if command == "rm":
+        with locked(Path(cfg.run)):
+            return remove(checkpoints, folder, cfg)
+    chosen = steps if cfg.step == -1 else [cfg.step]
+    return show(checkpoints, folder, chosen, contents=command == "verify")
+
+
+def show(checkpoints: Checkpointer, folder: Path, steps: list[int], *, contents: bool) -> int:
+    """A line for each checkpoint; contents: every byte is read. 1 where one is not whole."""
+    broken = 0
+    for step in steps:
+        path = checkpoints.path(step)
+        problem = checkpoints.problem(step, contents=contents)
+        broken += bool(problem)
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        state = problem or ("whole" if contents else "complete")
+        print(f"{path.name}  {size / 2**20:9.1f} MiB  {'' if problem else _origin(path)}{state}")
+    for path in _set_aside(folder):
+        print(f"{path.name}  set aside")
+    return int(contents and broken > 0)
+
+
+def remove(checkpoints: Checkpointer, folder: Path, cfg: CheckpointConfig) -> int:
+    """Remove what the flags name, and say so."""
+    one, all_but = cfg.step != -1, cfg.keep != -1
+    if not (one or all_but or cfg.set_aside) or (one and all_but):
+        raise BadInput("rm needs --step=N or --keep=N, or --set_aside.")
+    doomed = [cfg.step] if one else []
+    if all_but:
+        complete = checkpoints.steps()
+        doomed = complete[: max(0, len(complete) - cfg.keep)]
+    for step in doomed:
+        checkpoints.remove(step)
+        print(f"removed {checkpoints.path(step)}")
+    for path in _set_aside(folder) if cfg.set_aside else []:
+        shutil.rmtree(path)
+        print(f"removed {path}")
+    return 0
+
+
+def _origin(path: Path) -> str:
+    """The run a checkpoint is of: its model, its options' digest, the program's revision."""
+    run = json.loads((path / RUN).read_text())
+    revision = run.get("made_with", {}).get("revision", "unknown")
+    return f"{run['config']['model']}  run {run.get('digest', 'exported')}  at {revision}  "
+
+
+def _set_aside(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("?" * STEP_DIGITS + ".*") if path.is_dir())
+
+
+def _numbers(steps: list[int]) -> str:
+    return ", ".join(map(str, steps)) or "none"
+
+
+if __name__ == "__main__":
+    program.run(main, CheckpointConfig, COMMANDS)
