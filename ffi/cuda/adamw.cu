@@ -4,6 +4,8 @@
 //   param -= lr * ((m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
 //                  + weight_decay * param)
 //
+// and nothing where scale is not finite.
+//
 // Parameters in bfloat16 take the place of a copy in float32: most updates are smaller than half
 // the distance to the next such number, so they are rounded up or down by chance, with the
 // probabilities that make the mean right (llmc_jax/ops/adamw.py has the same numbers).
@@ -100,6 +102,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSm<P>)
     AdamWKernel(Leaves leaves, AdamWHyper hyper) {
   constexpr int kSize = Vec<P>::kSize;
   Factors factors(hyper);
+  if (!(fabsf(factors.scale) < INFINITY)) return;  // a step that is skipped
   unsigned step = Scramble(*hyper.step);
   int64_t chunk = blockIdx.x;
   for (int l = 0; l < leaves.count; ++l) {

@@ -30,9 +30,6 @@ def update(params, grads, m, v, hyper: Hyper, *, weight_decay):
 
     params may be bfloat16, for want of memory for a float32 copy: then their new values are
     rounded up or down by chance, with the probabilities that keep the mean what it was.
-
-    params may be bfloat16, for want of memory for a float32 copy: then their new values are
-    rounded up or down by chance, with the probabilities that keep the mean what it was.
     """
     structure = jax.tree.structure(params)
     leaves = zip(*map(jax.tree.leaves, (params, grads, m, v, weight_decay)), strict=True)

@@ -45,7 +45,7 @@ def same(a, b) -> bool:
     )
 
 
-@pytest.mark.parametrize("spec", ["jnp", "ffi"])
+@pytest.mark.parametrize("spec", ["jnp", "ffi", "emulated"])
 def test_a_step_that_is_not_finite_is_skipped(spec):
     before, after, metrics = run_step(spec, poison=True)
     assert np.isnan(metrics.loss) and metrics.skipped
