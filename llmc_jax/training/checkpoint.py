@@ -28,6 +28,7 @@ STEP_DIGITS = 8
 STATE = "state"
 RUN = "run.json"
 ALIGNMENT = 64
+FILE_BYTES = 1 << 26  # about so large are the files of the state: several can be read at once
 UNFINISHED = "unfinished"  # a file in a folder that is being written or removed
 
 
@@ -253,7 +254,8 @@ def _write_tree(folder: Path, tree) -> None:
     host = jax.local_devices(backend="cpu")[0]
     tree = jax.tree.map(lambda leaf: jax.device_put(leaf, host, may_alias=True), tree)
     with closing(_handler()) as handler:
-        handler.save(path, args=ocp.args.PyTreeSave(tree))
+        args = ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=FILE_BYTES)
+        handler.save(path, args=args)
         handler.finalize(path)
 
 

@@ -12,15 +12,17 @@ from pathlib import Path
 
 NAME = "manifest.json"
 PIECE = 1 << 22  # bytes read at once
+THREADS = 4  # checksums are made without Python's lock
 
 
 def write(folder: Path, *, without: str) -> None:
     """List the files of `folder`, but for `without`, in its manifest, once all are on the disk."""
-    files = {
-        path.relative_to(folder).as_posix(): _measure(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != without
-    }
+    paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != without]
+    with ThreadPoolExecutor(THREADS) as pool:
+        files = {
+            path.relative_to(folder).as_posix(): measured
+            for path, measured in zip(paths, pool.map(_measure, paths), strict=True)
+        }
     with open(folder / NAME, "w") as file:
         file.write(json.dumps(dict(files=files, checksum=_checksum(files)), indent=1))
         file.flush()
@@ -45,7 +47,7 @@ def problem(folder: Path, *, contents: bool) -> str:
     def check(name: str) -> str:
         return _file_problem(folder / name, *files[name], contents)
 
-    with ThreadPoolExecutor(2) as pool:  # checksums are made without Python's lock
+    with ThreadPoolExecutor(THREADS) as pool:
         found = zip(files, pool.map(check, files), strict=True)
         return next((f"{name} {what}" for name, what in found if what), "")
 
