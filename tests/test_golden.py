@@ -80,11 +80,14 @@ def test_loss_and_gradients(params, batch, use_isa, spec, isa, recompute):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "count", "loss_rtol", "norm_rtol"),
-    [("float32", 20, 2e-4, 2e-3), ("bfloat16", 10, 2e-2, None)],
+    ("dtype", "loss_rtol", "norm_rtol"), [("float32", 2e-4, 2e-3), ("bfloat16", 2e-2, None)]
 )
-def test_steps_of_a_recipe(tmp_path, dtype, count, loss_rtol, norm_rtol):
-    """Accumulation, clipping, warm-up, cosine and decay together, through the whole program."""
+def test_ten_steps_of_a_recipe(tmp_path, dtype, loss_rtol, norm_rtol):
+    """Accumulation, clipping, warm-up, cosine and decay together, through the whole program.
+
+    Of the recipe's twenty steps the first half, for time.
+    """
+    count = 10
     reference = golden.read("d12_tinyshakespeare_20steps")
     for split in ("train", "val"):
         write_shard(tmp_path / f"{split}.bin", golden.tokens(split))
@@ -123,4 +126,4 @@ def test_steps_of_a_recipe(tmp_path, dtype, count, loss_rtol, norm_rtol):
     np.testing.assert_allclose(rates, reference["lr"][:count], rtol=5e-3)
     if norm_rtol:
         norms = [m["grad_norm"] for m in steps]
-        np.testing.assert_allclose(norms, reference["norm"], rtol=norm_rtol)
+        np.testing.assert_allclose(norms, reference["norm"][:count], rtol=norm_rtol)
