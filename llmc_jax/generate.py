@@ -2,20 +2,14 @@
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
-import numpy as np
 
 from llmc_jax import ops, program
-from llmc_jax.config import BadInput, ModelConfig, option
+from llmc_jax.config import BadInput, option
 from llmc_jax.data.tokenizer import EOT, tokenizer
-from llmc_jax.interop.source import open_model
-from llmc_jax.models import gpt2
-from llmc_jax.models.gpt2 import Params
+from llmc_jax.trained import open_trained
 from llmc_jax.training import parallel, sampler
-from llmc_jax.training.checkpoint import Checkpointer
-from llmc_jax.training.run_dir import RunDir
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ def main(cfg: GenerateConfig) -> None:
     mesh = parallel.make_mesh()
     if cfg.temperature == 0:
         raise BadInput("--temperature must be above 0; --top_k=1 takes the likeliest token.")
-    model, params, dtype = _read_weights(cfg, mesh) if cfg.model else _restore(cfg, mesh)
+    model, params, dtype = open_trained(mesh, run=cfg.run, model=cfg.model, step=cfg.step)
     if not 1 <= cfg.top_k <= model.V:
         raise BadInput(f"--top_k={cfg.top_k} must be from 1 to {model.V}.")
     chosen, _ = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)
@@ -54,50 +48,6 @@ def main(cfg: GenerateConfig) -> None:
             break
         text = _write(text + tokenizer().decode_single_token_bytes(token))
     print(text.decode(errors="replace"))
-
-
-def _read_weights(cfg: GenerateConfig, mesh) -> tuple[ModelConfig, Params, str]:
-    """Sizes, parameters and dtype of the model that --model names."""
-    if cfg.run:
-        raise BadInput("--run and --model both name a model; give one of them.")
-    model, weights = open_model(cfg.model)
-    if weights is None:
-        raise BadInput(
-            f"--model={cfg.model} has no weights; name a file (PATH.bin, hf:PATH), or a --run."
-        )
-    dtype = "float32" if weights.wte.dtype == np.float32 else "bfloat16"
-    weights = jax.tree.map(lambda p: np.asarray(p, np.float32), weights)
-    return model, parallel.replicate(weights, mesh), dtype
-
-
-def _restore(cfg: GenerateConfig, mesh) -> tuple[ModelConfig, Params, str]:
-    """Sizes, parameters and dtype of the run's checkpoint."""
-    with Checkpointer(_folder(cfg)) as checkpoints:
-        step = _choose_step(cfg, checkpoints.steps())
-        saved = checkpoints.restore_run(step)
-        model = ModelConfig(**saved["model"])
-        like = parallel.replicated_like(gpt2.shapes(model), mesh)
-        return model, checkpoints.restore_params(step, like), saved["config"]["dtype"]
-
-
-def _folder(cfg: GenerateConfig) -> Path:
-    """The folder of the run's checkpoints."""
-    if not cfg.run:
-        raise BadInput("--run is needed: the --output_dir of a training run (or --model=FILE).")
-    folder = RunDir(Path(cfg.run)).checkpoints
-    if not folder.is_dir():
-        raise BadInput(f"--run={cfg.run} has no checkpoints; train with --checkpoint_every.")
-    return folder
-
-
-def _choose_step(cfg: GenerateConfig, steps: list[int]) -> int:
-    """The step to load, of those that were saved."""
-    if not steps:
-        raise BadInput(f"--run={cfg.run} has no complete checkpoint yet.")
-    step = steps[-1] if cfg.step == -1 else cfg.step
-    if step not in steps:
-        raise BadInput(f"--step={step} was not saved; {cfg.run} has {', '.join(map(str, steps))}.")
-    return step
 
 
 def _write(text: bytes) -> bytes:

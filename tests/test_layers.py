@@ -25,7 +25,9 @@ LAYERS = [
     ("program.py", 5),
     ("contestant.py", 5),
     ("machine.py", 5),
-    ("", 6),  # the programs
+    ("trained.py", 6),
+    ("evaluation/", 7),
+    ("", 8),  # the programs
 ]
 # The one exception: cuDNN's attention comes with its own backward, behind jax.vjp.
 EXCEPTIONS = {"ops/attention.py": {"vjp"}}

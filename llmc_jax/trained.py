@@ -1,0 +1,73 @@
+"""A model with weights, from a run's checkpoint or a file: what generate and evaluate work on."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from llmc_jax.config import BadInput, ModelConfig
+from llmc_jax.interop.source import open_model
+from llmc_jax.models import gpt2
+from llmc_jax.models.gpt2 import Params
+from llmc_jax.training import parallel
+from llmc_jax.training.checkpoint import Checkpointer
+from llmc_jax.training.run_dir import RunDir
+
+
+class Trained(NamedTuple):
+    """A model that can be used."""
+
+    model: ModelConfig
+    params: Params  # float32, on every device
+    dtype: str  # the type it was trained or written in: float32 or bfloat16
+
+
+def open_trained(mesh, *, run: str, model: str, step: int = -1) -> Trained:
+    """The model of the flags --run (with --step, -1: the newest checkpoint) or --model.
+
+    Raises BadInput where both or none are given, and where what is named has no weights.
+    """
+    if run and model:
+        raise BadInput("--run and --model both name a model; give one of them.")
+    return _read_file(model, mesh) if model else _restore(run, step, mesh)
+
+
+def _read_file(name: str, mesh) -> Trained:
+    model, weights = open_model(name)
+    if weights is None:
+        raise BadInput(
+            f"--model={name} has no weights; name a file (PATH.bin, hf:PATH), or a --run."
+        )
+    dtype = "float32" if weights.wte.dtype == np.float32 else "bfloat16"
+    weights = jax.tree.map(lambda p: np.asarray(p, np.float32), weights)
+    return Trained(model, parallel.replicate(weights, mesh), dtype)
+
+
+def _restore(run: str, step: int, mesh) -> Trained:
+    with Checkpointer(_folder(run)) as checkpoints:
+        step = _choose_step(run, step, checkpoints.steps())
+        saved = checkpoints.restore_run(step)
+        model = ModelConfig(**saved["model"])
+        like = parallel.replicated_like(gpt2.shapes(model), mesh)
+        return Trained(model, checkpoints.restore_params(step, like), saved["config"]["dtype"])
+
+
+def _folder(run: str) -> Path:
+    """The folder of the run's checkpoints."""
+    if not run:
+        raise BadInput("--run is needed: the --output_dir of a training run (or --model=FILE).")
+    folder = RunDir(Path(run)).checkpoints
+    if not folder.is_dir():
+        raise BadInput(f"--run={run} has no checkpoints; train with --checkpoint_every.")
+    return folder
+
+
+def _choose_step(run: str, step: int, steps: list[int]) -> int:
+    """The step to load, of those that were saved."""
+    if not steps:
+        raise BadInput(f"--run={run} has no complete checkpoint yet.")
+    chosen = steps[-1] if step == -1 else step
+    if chosen not in steps:
+        raise BadInput(f"--step={step} was not saved; {run} has {', '.join(map(str, steps))}.")
+    return chosen
