@@ -206,6 +206,12 @@ class TrainConfig:
     val_batches: int = option(
         20, "batches in a validation; -1: all of --val_data (-m)", minimum=-1, may_change=True
     )
+    hellaswag: str = option(
+        "",
+        "after each validation but the first, how many of these questions the model gets right: "
+        "PATH.bin of llm.c, or HellaSwag's PATH.jsonl; empty: none (-h)",
+        may_change=True,
+    )
     sample_every: int = option(
         20, "generate text every N steps and at the end (-s)", minimum=0, may_change=True
     )

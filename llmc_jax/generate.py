@@ -34,7 +34,8 @@ def main(cfg: GenerateConfig) -> None:
     mesh = parallel.make_mesh()
     if cfg.temperature == 0:
         raise BadInput("--temperature must be above 0; --top_k=1 takes the likeliest token.")
-    model, params, dtype = open_trained(mesh, run=cfg.run, model=cfg.model, step=cfg.step)
+    trained = open_trained(mesh, run=cfg.run, model=cfg.model, step=cfg.step)
+    model, params, dtype = trained[:3]
     if not 1 <= cfg.top_k <= model.V:
         raise BadInput(f"--top_k={cfg.top_k} must be from 1 to {model.V}.")
     chosen, _ = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)

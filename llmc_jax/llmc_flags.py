@@ -13,7 +13,6 @@ from llmc_jax.config import BadInput, TrainConfig
 # Letters of llm.c that have no flag here, and why.
 NO_COUNTERPART = {
     "-lg": "the GPU's own counters are not logged; nvidia-smi dmon shows them",
-    "-h": "HellaSwag is not evaluated during training",
     "-f": "XLA chooses how float32 is multiplied; JAX's default_matmul_precision says otherwise",
     "-w": "master weights are always float32",
     "-ge": "the kernels of --ops decide what they fuse",
@@ -25,6 +24,8 @@ NO_COUNTERPART = {
     "-ps": "one process drives all devices of a machine",
     "-pf": "one process drives all devices of a machine",
 }
+
+HELLASWAG = "dev/data/hellaswag/hellaswag_val.bin"  # what -h 1 evaluates
 
 # What llm.c does without being told to.
 LLMC_DEFAULTS = dict(
@@ -79,6 +80,8 @@ def _arguments(words: list[str]) -> list[str]:
 
 def _value(letter: str, field: dataclasses.Field, value: str) -> str:
     """`value` as our flag wants it."""
+    if letter == "-h":
+        return HELLASWAG if value != "0" else ""
     if field.type is bool:
         return "true" if value != "0" else "false"
     if field.type in (int, float):

@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from importlib import metadata
@@ -23,6 +24,9 @@ from llmc_jax.config import (
 )
 from llmc_jax.data.loader import TokenLoader
 from llmc_jax.data.tokenizer import EOT, tokenizer
+from llmc_jax.evaluation.multiple_choice import Accuracy, accuracy, answer, fit_questions
+from llmc_jax.evaluation.questions import read_questions
+from llmc_jax.evaluation.scorer import make_scorer
 from llmc_jax.interop.source import open_model
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
@@ -50,6 +54,7 @@ def main(cfg: TrainConfig) -> None:
     chosen, names = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)
     data = open_data(cfg, model, mesh.size)
     cfg = resolve(cfg, *data, mesh.size)
+    hellaswag = open_hellaswag(cfg, model, chosen, mesh)
     with ExitStack() as stack:
         run = checkpoints = None
         start = Start(0, loop_done=False)
@@ -64,12 +69,16 @@ def main(cfg: TrainConfig) -> None:
         else:
             cfg = with_schedule(cfg, None)
         print_banner(cfg, model, names, mesh)
-        ended = train(cfg, model, weights, mesh, chosen, names, data, run, checkpoints, start)
+        ended = train(
+            cfg, model, weights, mesh, chosen, names, data, run, checkpoints, start, hellaswag
+        )
         if run and ended:
             report_files(run, checkpoints)
 
 
-def train(cfg, model, weights, mesh, chosen, names, data, run, checkpoints, begin) -> bool:
+def train(
+    cfg, model, weights, mesh, chosen, names, data, run, checkpoints, begin, hellaswag
+) -> bool:
     """The loop from the step `begin` says, in llm.c's order: validate, sample, save, step.
 
     Returns False where a signal ended it before --max_steps. Raises RunStopped where numbers stay
@@ -115,6 +124,10 @@ def train(cfg, model, weights, mesh, chosen, names, data, run, checkpoints, begi
                 loss = validate(evaluate, state, val_data, cfg, mesh)
                 logger.val(step, loss, cfg.total_batch_size)
                 progress.message(f"step {step:4d}/{cfg.max_steps} | validation loss {loss:.6f}")
+            if validate_now and hellaswag and step > 0:
+                right = hellaswag(state.params)
+                logger.hellaswag(step, right.acc, right.acc_norm, cfg.total_batch_size)
+                progress.message(f"step {step:4d}/{cfg.max_steps} | HellaSwag {right.acc_norm:.4f}")
             if sample_now:
                 tokens = list(sample(state.params, [EOT], cfg.sample_tokens))
                 text = tokenizer().decode([t for t in tokens if t != EOT])
@@ -201,6 +214,23 @@ def resolve(
     return dataclasses.replace(
         cfg, model=canonical_model(cfg.model), total_batch_size=total, max_steps=max_steps
     )
+
+
+def open_hellaswag(
+    cfg: TrainConfig, model: ModelConfig, chosen: ops.Ops, mesh
+) -> Callable[[Params], Accuracy] | None:
+    """A function of the parameters that evaluates --hellaswag; None where there is none."""
+    if not cfg.hellaswag:
+        return None
+    if not cfg.val_every:
+        raise BadInput("--hellaswag is evaluated after validations; give --val_every.")
+    questions = read_questions("hellaswag", cfg.hellaswag)
+    flag = f"--hellaswag={cfg.hellaswag}"
+    questions, cut = fit_questions(flag, questions, model, cfg.sequence_length)
+    if cut:
+        print(f"{flag}: {cut} of {len(questions)} contexts are longer than --sequence_length")
+    score = make_scorer(chosen, model, cfg.dtype, mesh, batch_size=cfg.batch_size)
+    return lambda params: accuracy(answer(score, params, questions))
 
 
 def refuse_bad_numbers(report: Report, cfg: TrainConfig, checkpoints: Checkpointer | None) -> None:

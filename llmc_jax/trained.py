@@ -1,6 +1,8 @@
 """A model with weights, from a run's checkpoint or a file: what generate and evaluate work on."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -21,6 +23,13 @@ class Trained(NamedTuple):
     model: ModelConfig
     params: Params  # float32, on every device
     dtype: str  # the type it was trained or written in: float32 or bfloat16
+    step: int | None = None  # of the checkpoint; None of a file
+    options: Mapping = MappingProxyType({})  # those of the run
+
+    @property
+    def T(self) -> int:
+        """The longest sequence it was trained on, as far as that is known."""
+        return self.options.get("sequence_length", self.model.maxT)
 
 
 def open_trained(mesh, *, run: str, model: str, step: int = -1) -> Trained:
@@ -50,7 +59,8 @@ def _restore(run: str, step: int, mesh) -> Trained:
         saved = checkpoints.restore_run(step)
         model = ModelConfig(**saved["model"])
         like = parallel.replicated_like(gpt2.shapes(model), mesh)
-        return Trained(model, checkpoints.restore_params(step, like), saved["config"]["dtype"])
+        params = checkpoints.restore_params(step, like)
+        return Trained(model, params, saved["config"]["dtype"], step, saved["config"])
 
 
 def _folder(run: str) -> Path:

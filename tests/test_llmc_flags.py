@@ -31,9 +31,10 @@ def test_a_script_of_llm_c():
         batch_size="64", sequence_length="1024", total_batch_size="524288", recompute="0",
         weight_decay="0.1", learning_rate="0.0006", final_lr_fraction="0.0", warmup_steps="700",
         checkpoint_every="5000", resume="true", model="d12", dtype="bfloat16",
-        shuffle_order="llmc",
+        shuffle_order="llmc", hellaswag="dev/data/hellaswag/hellaswag_val.bin",
     )  # fmt: skip
-    assert [remark.split(":")[0] for remark in remarks] == ["-h 1", "-z 1"]
+    assert [remark.split(":")[0] for remark in remarks] == ["-z 1"]
+    assert llmc_flags.convert(["-h", "0"])[0]["hellaswag"] == ""
 
 
 def test_a_script_within_a_shell_within_mpirun():
@@ -76,7 +77,7 @@ def test_the_printed_flagfile_is_one_that_training_takes(tmp_path):
         [sys.executable, "-m", "llmc_jax.llmc_flags", "--", *SCRIPT_124M.split()[4:]],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "# -h 1: HellaSwag is not evaluated during training\n" in printed.stdout
+    assert "# -z 1: the optimizer's state is not sharded" in printed.stdout
     (tmp_path / "run.flags").write_text(printed.stdout)
     trained = subprocess.run(
         [sys.executable, "-m", "llmc_jax.train", f"--flagfile={tmp_path}/run.flags"],
@@ -98,7 +99,7 @@ def test_our_124m_run_has_llm_cs_hyper_parameters():
     ours = read_flagfile(CONFIGS / "gpt2_124M.flags")
     llmc, _ = llmc_flags.convert(SCRIPT_124M.split())
     assert {name: llmc[name] for name in ours} == ours | dict(output_dir="log_gpt2_124M")
-    assert llmc.keys() - ours.keys() == {"shuffle_order"}
+    assert llmc.keys() - ours.keys() == {"shuffle_order", "hellaswag"}
 
 
 @pytest.mark.parametrize("name", ["gpt2_124M", "gpt2_350M", "gpt2_774M", "gpt2_1558M", "gpt3_125M"])

@@ -42,6 +42,16 @@ class Logger:
         """Log a validation made after `step` updates."""
         self._write(f"s:{step} tel:{loss:.4f}", step=step, val_loss=loss, tokens=step * step_tokens)
 
+    def hellaswag(self, step: int, acc: float, acc_norm: float, step_tokens: int) -> None:
+        """Log the questions answered rightly after `step` updates, as fractions."""
+        self._write(
+            f"s:{step} eval:{acc_norm:.4f}",
+            step=step,
+            hellaswag_acc=acc,
+            hellaswag_acc_norm=acc_norm,
+            tokens=step * step_tokens,
+        )
+
     def _write(self, line: str, **metrics) -> None:
         if self._run:
             self._unwritten[self._run.main_log] += line + "\n"
@@ -94,9 +104,9 @@ def _cut(path: Path, step_of: Callable[[str], int], start: int) -> None:
 def _main_log_step(line: str) -> int:
     """The update a line belongs to: validation at step s comes before update s."""
     step = int(line.split()[0].removeprefix("s:"))
-    return step - 1 if "tel:" in line else step
+    return step if "trl:" in line else step - 1
 
 
 def _metrics_step(line: str) -> int:
     metrics = json.loads(line)
-    return metrics["step"] - 1 if "val_loss" in metrics else metrics["step"]
+    return metrics["step"] if "train_loss" in metrics else metrics["step"] - 1

@@ -43,6 +43,14 @@ def map_eval_step(step: Callable, mesh: Mesh) -> Callable:
     return jax.jit(mapped)
 
 
+def map_row_step(step: Callable, mesh: Mesh) -> Callable:
+    """step(params, inputs, targets) -> arrays with a row for each of theirs, over the mesh."""
+    rows = _split_over(mesh, ROWS)
+    return jax.jit(
+        jax.shard_map(step, mesh=mesh, in_specs=(REPLICATED, rows, rows), out_specs=rows)
+    )
+
+
 def _split_over(mesh: Mesh, spec: P) -> P:
     """`spec`, or on one device REPLICATED: then JAX's types know that nothing differs from device
     to device, and the step need reduce nothing."""

@@ -1,0 +1,96 @@
+"""EleutherAI's lm-evaluation-harness on our models, its command line with one more --model.
+
+python -m llmc_jax.lm_eval --model_args run=runs/books --tasks hellaswag --batch_size 8
+"""
+
+import sys
+
+import jax
+
+from llmc_jax import ops
+from llmc_jax.config import BadInput
+from llmc_jax.evaluation.harness import Harness
+from llmc_jax.trained import open_trained
+from llmc_jax.training import parallel
+
+NAME = "llmc_jax"  # of --model
+BATCH_SIZE = 8  # for --batch_size auto
+
+
+def open_harness(
+    *, run: str, model: str, step: int, sequence_length: int, dtype: str, ops_spec: str, batch_size
+) -> Harness:
+    """The model that --model_args name, as evaluate's flags do. Raises BadInput."""
+    mesh = parallel.make_mesh()
+    trained = open_trained(mesh, run=run, model=model, step=step)
+    longest = trained.model.maxT
+    T = trained.T if sequence_length == -1 else sequence_length
+    if not 2 <= T <= longest:
+        raise BadInput(f"sequence_length={T} must be from 2 to {longest}.")
+    chosen, _ = ops.select(ops_spec, jax.default_backend(), trained.model.C // trained.model.NH)
+    number = int(batch_size) if str(batch_size).isdecimal() else BATCH_SIZE
+    dtype = trained.dtype if dtype == "auto" else dtype
+    return Harness(trained, chosen, mesh, T=T, dtype=dtype, batch_size=number)
+
+
+def register() -> type:
+    """Make --model llmc_jax known to the harness. Raises BadInput where that is not installed."""
+    try:
+        from lm_eval.api.model import LM
+        from lm_eval.api.registry import register_model
+    except ImportError as error:
+        raise BadInput(f"lm_eval is not installed ({error}); pip install -e .[lm_eval].") from error
+
+    @register_model(NAME)
+    class LlmcJax(LM):
+        """What the harness calls; its arguments are those of --model_args and --batch_size."""
+
+        def __init__(
+            self, run="", model="", step=-1, sequence_length=-1, dtype="auto", ops="auto",
+            batch_size=BATCH_SIZE, **of_other_models,
+        ):  # fmt: skip
+            super().__init__()
+            if unknown := sorted(of_other_models.keys() - {"device", "max_batch_size"}):
+                raise BadInput(f"--model_args has {', '.join(unknown)}, which {NAME} has not.")
+            self._harness = open_harness(
+                run=run, model=model, step=step, sequence_length=sequence_length, dtype=dtype,
+                ops_spec=ops, batch_size=batch_size,
+            )  # fmt: skip
+
+        def loglikelihood(self, requests):
+            return self._answer("loglikelihood", requests, [r.args for r in requests])
+
+        def loglikelihood_rolling(self, requests, disable_tqdm=False):
+            return self._answer("loglikelihood_rolling", requests, [r.args[0] for r in requests])
+
+        def generate_until(self, requests, disable_tqdm=False):
+            return self._answer("generate_until", requests, [r.args for r in requests])
+
+        def _answer(self, kind, requests, arguments):
+            answers = getattr(self._harness, kind)(arguments)
+            for request, answer in zip(requests, answers, strict=True):
+                self.cache_hook.add_partial(kind, request.args, answer)
+            return answers
+
+    return LlmcJax
+
+
+def main() -> int:
+    """lm_eval's command line; exit status 2 for what cannot be used."""
+    try:
+        register()
+        from lm_eval.__main__ import cli_evaluate
+
+        words = sys.argv[1:]
+        if words[:1] not in (["ls"], ["validate"]):
+            words = ["run", "--model", NAME, *words[words[:1] == ["run"] :]]
+        sys.argv[1:] = words
+        cli_evaluate()
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
