@@ -111,8 +111,12 @@ class TrainConfig:
         "model: dN, gpt2:dN or gpt3:cC; or weights to start from: a model file of llm.c "
         "(PATH.bin), a folder or name of Hugging Face (hf:PATH) (-e)",
     )
-    train_data: str = option("", "glob of the token shards to train on (-i)")
-    val_data: str = option("", "glob of the token shards to validate on (-j)")
+    train_data: str = option(
+        "",
+        "token shards to train on: globs, separated by commas; each with a weight "
+        "(a*.bin:0.7,b*.bin:0.3) to mix them in these shares (-i)",
+    )
+    val_data: str = option("", "token shards to validate on: globs, separated by commas (-j)")
     output_dir: str = option(
         "", "directory for log, checkpoints and picture; empty: write nothing (-o)", may_change=True
     )

@@ -4,8 +4,8 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +23,7 @@ from llmc_jax.config import (
     digest,
 )
 from llmc_jax.data.loader import TokenLoader
+from llmc_jax.data.prefetch import prefetch
 from llmc_jax.data.tokenizer import EOT, tokenizer
 from llmc_jax.evaluation.multiple_choice import Accuracy, accuracy, answer, fit_questions
 from llmc_jax.evaluation.questions import read_questions
@@ -87,7 +88,6 @@ def train(
     began = time.perf_counter()
     train_data, val_data = data
     start = begin.step
-    train_data.position = start * cfg.total_batch_size // cfg.sequence_length
     state = make_state(model, weights, cfg, checkpoints, start, mesh)
     if checkpoints and cfg.saves_checkpoints:
         checkpoints.reserve(state)
@@ -107,7 +107,7 @@ def train(
         done_before = step == start and begin.loop_done
         return every > 0 and (step % every == 0 or step == cfg.max_steps) and not done_before
 
-    with Stop() as stop:
+    with Stop() as stop, closing(train_batches(train_data, cfg, mesh, start)) as batches:
         for step in range(start, max(start, cfg.max_steps) + 1):
             stopping = bool(stop.requested) and step < cfg.max_steps
             validate_now = due(cfg.val_every, step)
@@ -139,10 +139,9 @@ def train(
                 report.restart_clock()
             if last:
                 break
-            if cfg.overfit_single_batch:
-                train_data.position = 0
-            state, memory, metrics = update(state, memory, *train_batch(train_data, cfg, mesh))
-            report.dispatched(step, metrics)
+            batch, waited = train_batch(batches)
+            state, memory, metrics = update(state, memory, *batch)
+            report.dispatched(step, metrics, waited)
         progress.close()
         if stopping:
             outcome = saver.stop(state, step, report.bad_in_a_row)
@@ -307,12 +306,24 @@ def compile_update(step, state: TrainState, memory, cfg: TrainConfig, mesh):
     return compiled
 
 
-def train_batch(loader: TokenLoader, cfg: TrainConfig, mesh):
-    """Inputs and targets of the next step on the devices, (A, B*D, T)."""
+def train_batches(loader: TokenLoader, cfg: TrainConfig, mesh, start: int) -> Iterator:
+    """Inputs and targets (A, B*D, T) of each step from `start` on, on the devices, made ahead."""
     rows = cfg.total_batch_size // cfg.sequence_length
     shape = (-1, cfg.batch_size * mesh.size, cfg.sequence_length)
-    batch = tuple(x.reshape(shape) for x in loader.next(rows))
-    return parallel.split(batch, mesh, parallel.MICRO_BATCHES)
+
+    def make(step: int):
+        position = 0 if cfg.overfit_single_batch else step * rows
+        batch = tuple(x.reshape(shape) for x in loader.read(position, rows))
+        return parallel.split(batch, mesh, parallel.MICRO_BATCHES)
+
+    return prefetch(make, range(start, cfg.max_steps))
+
+
+def train_batch(batches: Iterator) -> tuple[tuple, float]:
+    """The batch of the next step, and how many seconds were spent waiting for it."""
+    began = time.perf_counter()
+    batch = next(batches)
+    return batch, time.perf_counter() - began
 
 
 def validate(evaluate, state: TrainState, loader: TokenLoader, cfg: TrainConfig, mesh) -> float:
@@ -321,11 +332,11 @@ def validate(evaluate, state: TrainState, loader: TokenLoader, cfg: TrainConfig,
     batches = loader.num_sequences // rows
     if cfg.val_batches != -1:
         batches = min(batches, cfg.val_batches)
-    loader.position = 0
-    losses = [
-        evaluate(state.params, *parallel.split(loader.next(rows), mesh, parallel.ROWS))
-        for _ in range(batches)
-    ]
+
+    def make(number: int):
+        return parallel.split(loader.read(number * rows, rows), mesh, parallel.ROWS)
+
+    losses = [evaluate(state.params, *batch) for batch in prefetch(make, range(batches))]
     return float(np.mean(jax.device_get(losses)))
 
 

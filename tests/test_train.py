@@ -45,7 +45,8 @@ def test_a_run_learns_and_leaves_its_files(cfg, tmp_path, capsys):
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["00000045", "00000090"]
     train_line = next(m for m in metrics if "train_loss" in m)
     assert train_line.keys() == {
-        "step", "train_loss", "grad_norm", "learning_rate", "step_time_s", "tokens_per_s", "tokens",
+        "step", "train_loss", "grad_norm", "learning_rate", "step_time_s", "data_wait_s",
+        "tokens_per_s", "tokens",
     }  # fmt: skip
     assert train_line["tokens"] == 256 and train_line["step_time_s"] > 0
     screen = capsys.readouterr().out
@@ -72,13 +73,15 @@ def test_main_log_is_in_llm_cs_format(cfg, tmp_path):
         dict(),
         dict(dtype="bfloat16", total_batch_size=64, ops="jnp"),
         dict(shuffle=False, max_steps=8, val_every=0),
+        dict(train_data="train_0.bin:3,train_1.bin:1", max_steps=8),
     ],
 )
-def test_a_resumed_run_equals_an_uninterrupted_one(cfg, tmp_path, options):
+def test_a_resumed_run_equals_an_uninterrupted_one(cfg, tmp_path, monkeypatch, options):
     """Bit for bit: losses, norms, rates and validation, across a checkpoint in the middle.
 
     The interrupted run went on past its last checkpoint: what it logged there is taken back.
     """
+    monkeypatch.chdir(tmp_path)
     cfg = dataclasses.replace(cfg, checkpoint_every=4, **options)
     train.main(cfg)
     whole = RunDir(tmp_path / "run")

@@ -4,12 +4,17 @@ An order is a function from positions (rows read since the start of the run) to 
 sequences, which are numbered through all shards; the position is all its state.
 """
 
+import functools
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
 from llmc_jax.config import BadInput
 from llmc_jax.data.permutation import permute
+
+MILLION = 1_000_000
+BLOCK = 2048  # positions computed at once: to draw 64 alone takes half as long
 
 
 class CounterOrder:
@@ -20,14 +25,60 @@ class CounterOrder:
 
     def __init__(self, num_sequences: int, *, shuffle: bool, seed: int):
         self.num_sequences, self.shuffle, self.seed = num_sequences, shuffle, seed
+        self._size = min(BLOCK, num_sequences)  # more would draw epochs that nobody asked for
+        self._block = functools.lru_cache(maxsize=2)(self._compute)
 
     def index(self, position: int, count: int) -> np.ndarray:
         """Indices of `count` sequences from `position` on; epochs follow without a gap."""
-        epochs, index = np.divmod(np.arange(position, position + count), self.num_sequences)
+        first, end = position // self._size, -(-(position + count) // self._size)
+        blocks = [np.empty(0, np.int64), *map(self._block, range(first, end))]
+        return np.concatenate(blocks)[position - first * self._size :][:count]
+
+    def _compute(self, number: int) -> np.ndarray:
+        """Indices of the positions of block `number`."""
+        positions = np.arange(number * self._size, (number + 1) * self._size)
+        epochs, index = np.divmod(positions, self.num_sequences)
         if self.shuffle:
             for epoch in np.unique(epochs):
                 here = epochs == epoch
                 index[here] = permute(index[here], self.num_sequences, self.seed, int(epoch))
+        return index
+
+
+class MixedOrder:
+    """Several sets of sequences, each in an order of its own, in fixed shares.
+
+    After p rows the sets have given their shares of p, to a row or two: the first takes its share
+    of the positions evenly, the second its share of those left, and so on. Where a set stands
+    follows from the position by one division each, so nothing else need be remembered. A set that
+    ends begins anew.
+    """
+
+    def __init__(self, orders: Sequence[CounterOrder], weights: Sequence[Fraction]):
+        """orders: of each set; its sequences are numbered after those of the sets before it.
+        weights: at least a millionth of their sum."""
+        self.orders = orders
+        self._of_all = [weight / sum(weights) for weight in weights]
+        of_left = [weight / sum(weights[i:]) for i, weight in enumerate(weights)]
+        # Positions times numerators stay far below 2^63.
+        self._of_left = [share.limit_denominator(MILLION) for share in of_left]
+        self.first = np.cumsum([0, *(order.num_sequences for order in orders[:-1])])
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences until the first of the sets is through: the longest run that repeats none."""
+        sets = zip(self.orders, self._of_all, strict=True)
+        return int(min(order.num_sequences / share for order, share in sets))
+
+    def index(self, position: int, count: int) -> np.ndarray:
+        """Indices of `count` sequences from `position` on."""
+        index, left = np.empty(count, np.int64), np.arange(count)
+        for order, first, share in zip(self.orders, self.first, self._of_left, strict=True):
+            given = np.arange(position, position + len(left) + 1) * share.numerator
+            given //= share.denominator  # rows of this set before each position
+            its = np.diff(given) == 1
+            index[left[its]] = first + order.index(int(given[0]), int(its.sum()))
+            left, position = left[~its], position - int(given[0])
         return index
 
 

@@ -56,12 +56,19 @@ def write_shard(path: str | Path, tokens: np.ndarray, dtype="uint16") -> None:
 
 
 def find_shards(flag: str, pattern: str) -> list[str]:
-    """The files that match the glob `pattern`, sorted; `flag` is named in errors."""
+    """The files that match `pattern` (globs separated by commas), those of each glob sorted.
+
+    Raises BadInput, which names `flag`, where a glob matches nothing.
+    """
     if not pattern:
         raise BadInput(
             f"--{flag} is needed: a glob of token shards, for instance those of "
             f"python -m llmc_jax.prepare --source=pystdlib."
         )
+    return [path for part in pattern.split(",") for path in _matches(flag, part)]
+
+
+def _matches(flag: str, pattern: str) -> list[str]:
     paths = sorted(glob.glob(pattern))
     if not paths:
         raise BadInput(

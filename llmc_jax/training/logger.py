@@ -22,8 +22,18 @@ class Logger:
             _cut(run.main_log, _main_log_step, start)
             _cut(run.metrics, _metrics_step, start)
 
-    def train(self, step: int, metrics: Metrics, step_time_s: float, step_tokens: int) -> None:
-        """Log update number `step` (0-based); metrics as Python floats."""
+    def train(
+        self,
+        step: int,
+        metrics: Metrics,
+        step_time_s: float,
+        data_wait_s: float,
+        step_tokens: int,
+    ) -> None:
+        """Log update number `step` (0-based); metrics as Python floats.
+
+        data_wait_s: the part of the time in which the next step stood ready but for its batch.
+        """
         skipped = dict(skipped=True) if metrics.skipped else {}
         self._write(
             f"s:{step} trl:{metrics.loss:.4f} lr:{metrics.learning_rate:.6f} "
@@ -33,6 +43,7 @@ class Logger:
             grad_norm=metrics.grad_norm,
             learning_rate=metrics.learning_rate,
             step_time_s=step_time_s,
+            data_wait_s=data_wait_s,
             tokens_per_s=step_tokens / step_time_s,
             tokens=(step + 1) * step_tokens,
             **skipped,

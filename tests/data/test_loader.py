@@ -27,7 +27,7 @@ def load(pattern, **options) -> TokenLoader:
 
 
 def test_sequences_in_the_order_of_the_files(pattern):
-    inputs, targets = load(pattern).next(5)
+    inputs, targets = load(pattern).read(0, 5)
     assert inputs.shape == targets.shape == (5, T) and inputs.dtype == np.int32
     assert inputs[:, 0].tolist() == [0, 8, 16, 33, 41]
     assert np.array_equal(targets, inputs + 1)
@@ -36,7 +36,7 @@ def test_sequences_in_the_order_of_the_files(pattern):
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_an_epoch_holds_every_sequence_once(pattern, shuffle):
     loader = load(pattern, shuffle=shuffle, seed=3)
-    first, second = loader.next(5)[0][:, 0], loader.next(5)[0][:, 0]
+    first, second = (loader.read(epoch * 5, 5)[0][:, 0] for epoch in (0, 1))
     assert sorted(first) == sorted(second) == [0, 8, 16, 33, 41]
     if shuffle:
         assert first.tolist() != second.tolist()  # each epoch has an order of its own
@@ -45,20 +45,59 @@ def test_an_epoch_holds_every_sequence_once(pattern, shuffle):
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_batches_do_not_depend_on_their_size(pattern, shuffle):
     """Also across the end of an epoch, and from any position."""
-    whole = load(pattern, shuffle=shuffle).next(12)[0]
     loader = load(pattern, shuffle=shuffle)
-    parts = [loader.next(count)[0] for count in (1, 4, 2, 5)]
+    whole = loader.read(0, 12)[0]
+    starts = itertools.pairwise([0, 1, 5, 7, 12])
+    parts = [load(pattern, shuffle=shuffle).read(at, end - at)[0] for at, end in starts]
     assert np.array_equal(whole, np.concatenate(parts))
-    loader = load(pattern, shuffle=shuffle)
-    loader.position = 7
-    assert np.array_equal(whole[7:], loader.next(5)[0])
+    assert np.array_equal(whole[[8, 3]], loader.read(2, 10, rows=np.array([6, 1]))[0])
+
+
+def test_a_mix_reads_from_each_of_its_sets(tmp_path):
+    write_shard(tmp_path / "a.bin", np.arange(0, 10 * T + 1))
+    write_shard(tmp_path / "b.bin", np.arange(500, 500 + 4 * T + 1))
+    loader = load(f"{tmp_path}/a.bin:3,{tmp_path}/b.bin:1.0")
+    assert loader.read(0, 8)[0][:, 0].tolist() == [500, 0, 8, 16, 508, 24, 32, 40]
+    assert loader.num_sequences == 13  # then the first set begins anew
+
+
+def test_globs_without_weights_are_one_set(tmp_path):
+    write_shard(tmp_path / "b.bin", np.arange(0, 2 * T + 1))
+    write_shard(tmp_path / "a.bin", np.arange(100, 100 + T + 1))
+    loader = load(f"{tmp_path}/b.*,{tmp_path}/a.bin")
+    assert loader.read(0, 3)[0][:, 0].tolist() == [0, T, 100]
+    assert loader.num_sequences == 3
+
+
+@pytest.mark.parametrize(
+    "weights, options, message",
+    [
+        ((":0.5", ""), {}, "has weights for some globs only"),
+        ((":0.5", ":0"), {}, "a weight is at least a millionth of their sum"),
+        ((":1", ":0.0000001"), {}, "a weight is at least a millionth of their sum"),
+        ((":1", ":1"), dict(llmc=(1, 1)), "is a mix, which --shuffle_order=llmc does not know"),
+    ],
+)
+def test_what_is_no_mix_is_refused(tmp_path, weights, options, message):
+    parts = []
+    for name, weight in zip("ab", weights, strict=True):
+        write_shard(tmp_path / f"{name}.bin", np.arange(100))
+        parts.append(f"{tmp_path}/{name}.bin{weight}")
+    with pytest.raises(BadInput, match=message):
+        load(",".join(parts), **options)
+
+
+def test_a_set_of_a_mix_that_is_too_small_is_named(pattern, tmp_path):
+    write_shard(tmp_path / "small", np.zeros(T))
+    with pytest.raises(BadInput, match=r"small holds no sequence of 8 tokens and one more"):
+        load(f"{pattern}:1,{tmp_path}/small:1")
 
 
 def test_a_token_outside_the_vocabulary_is_named(tmp_path):
     write_shard(tmp_path / "a.bin", np.full(100, 50257))
     loader = TokenLoader("train_data", f"{tmp_path}/a.bin", T=T, V=50257)
     with pytest.raises(BadInput, match=r"a\.bin has token 50257"):
-        loader.next(1)
+        loader.read(0, 1)
 
 
 def test_too_little_text_is_refused(tmp_path):

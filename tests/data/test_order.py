@@ -1,12 +1,17 @@
 """Orders of the training data: llm.c's, batch by batch, and ours, the same for all batch sizes."""
 
 import itertools
+import tempfile
+from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmc_jax.config import BadInput
 from llmc_jax.data.loader import TokenLoader
+from llmc_jax.data.order import CounterOrder, MixedOrder
 from llmc_jax.data.tokens import write_shard
 
 B, T = 2, 3
@@ -93,11 +98,10 @@ def test_llmcs_batches(shards, ranks, shuffle):
     loaders = [LlmcLoader(tokens, rank, ranks, shuffle) for rank in range(ranks)]
     wanted = np.concatenate([l.next() for _ in range(60) for l in loaders])
     loader = TokenLoader("train_data", pattern, T=T, V=1000, shuffle=shuffle, llmc=(B, ranks))
-    assert np.array_equal(loader.next(60 * B * ranks)[0], wanted)
+    assert np.array_equal(loader.read(0, 60 * B * ranks)[0], wanted)
     for step in (41, 3):
-        loader.position = step * B * ranks
-        start = loader.position
-        assert np.array_equal(loader.next(B * ranks)[0], wanted[start : loader.position])
+        start, end = step * B * ranks, (step + 1) * B * ranks
+        assert np.array_equal(loader.read(start, B * ranks)[0], wanted[start:end])
     if shuffle and ranks == 1:
         assert not np.array_equal(wanted[:20], np.sort(wanted[:20], axis=0))
 
@@ -107,18 +111,81 @@ def test_a_shard_too_small_for_llmcs_order_is_refused(shards):
         TokenLoader("train_data", shards[1], T=T, V=1000, llmc=(B, 8))
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
-def test_the_counters_order_is_the_same_on_any_number_of_devices(shards, devices):
-    """Each step has the same sequences, and an epoch each of them once."""
-    _, pattern = shards
-    loader = TokenLoader("train_data", pattern, T=T, V=1000, shuffle=True, seed=1)
-    total = 8  # sequences a step, in micro-batches of `devices`
-    steps = [
-        np.concatenate([loader.next(devices)[0] for _ in range(total // devices)])
-        for _ in range(loader.num_sequences // total)
-    ]
-    whole = TokenLoader("train_data", pattern, T=T, V=1000, shuffle=True, seed=1)
-    assert all(np.array_equal(step, whole.next(total)[0]) for step in steps)
-    epoch = np.concatenate([*steps, loader.next(loader.num_sequences - total * len(steps))[0]])
-    sequences = [s[: (len(s) - 1) // T * T].reshape(-1, T) for s in shards[0]]
-    assert sorted(map(tuple, epoch)) == sorted(map(tuple, np.concatenate(sequences)))
+@st.composite
+def corpora(draw):
+    """Sizes of shards, T, and a seed or None for the order of the files; one sequence at least."""
+    T = draw(st.integers(1, 9))
+    sizes = draw(st.lists(st.integers(0, 60), min_size=1, max_size=5))
+    return [*sizes, draw(st.integers(T + 1, 60))], T, draw(st.none() | st.integers(0, 99))
+
+
+@settings(max_examples=60, deadline=None)
+@given(corpora(), st.integers(1, 8), st.integers(1, 3), st.integers(1, 3))
+def test_the_ranks_of_an_epoch_see_every_token_once(corpus, ranks, B, A):
+    """Each rank reads its part of each batch; together they see what one device would see."""
+    sizes, T, seed = corpus
+    shards = np.split(np.arange(sum(sizes), dtype=np.uint16), np.cumsum(sizes)[:-1])
+    with tempfile.TemporaryDirectory() as folder:
+        for number, shard in enumerate(shards):
+            write_shard(f"{folder}/{number}.bin", shard)
+        options = dict(T=T, V=1000, shuffle=seed is not None, seed=seed or 0)
+        loader = TokenLoader("train_data", f"{folder}/*.bin", **options)
+        batch = A * ranks * B
+        rows = np.arange(batch).reshape(A, ranks, B)
+        seen = np.empty((-(-loader.num_sequences // batch) * batch, T), int)
+        for start in range(0, len(seen), batch):
+            for rank in range(ranks):
+                own = rows[:, rank].ravel()
+                inputs, targets = loader.read(start, batch, rows=own)
+                assert np.array_equal(inputs + 1, targets)
+                seen[start + own] = inputs
+        assert np.array_equal(seen, loader.read(0, len(seen))[0])
+        epoch = seen[: loader.num_sequences]
+        wanted = [s[: (len(s) - 1) // T * T] for s in shards if len(s) > T]
+        assert sorted(epoch.ravel()) == sorted(np.concatenate(wanted))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 40), st.fractions("0.001", 1, max_denominator=1000)),
+        min_size=2, max_size=5,
+    ),
+    st.integers(0, 10**4),
+    st.integers(1, 300),
+)  # fmt: skip
+def test_a_mix_keeps_its_shares_everywhere(sets, position, count):
+    """Of the first p rows each set has given its share, in its own order, from any p on."""
+    sizes, weights = zip(*sets, strict=True)
+    orders = [CounterOrder(size, shuffle=True, seed=7) for size in sizes]
+    mix = MixedOrder(orders, weights)
+    before, whole = mix.index(0, position), mix.index(0, position + count)
+    index = mix.index(position, count)
+    assert np.array_equal(whole, np.concatenate([before, index]))
+    for number, weight in enumerate(weights):
+        first = sum(sizes[:number])
+        own, so_far = (x[(x >= first) & (x < first + sizes[number])] for x in (whole, before))
+        assert np.array_equal(own - first, orders[number].index(0, len(own)))
+        for some, rows in ((own, position + count), (so_far, position)):
+            # a row for each set that chooses first; a share may be a millionth off
+            assert abs(len(some) - weight / sum(weights) * rows) <= number + 2
+
+
+def test_a_mix_far_on_is_found_at_once():
+    """No number overflows, and shares hold, past the rows of any run."""
+    orders = [CounterOrder(size, shuffle=True, seed=7) for size in (10**9, 10**8)]
+    mix = MixedOrder(orders, [Fraction("0.7123456789"), Fraction("0.2876543211")])
+    index = mix.index(10**12, 10_000)
+    assert index.min() >= 0 and index.max() < 11 * 10**8
+    assert abs((index < 10**9).sum() - 7123) <= 2
+
+
+def test_an_epoch_of_a_mix_repeats_nothing():
+    mix = MixedOrder(
+        [CounterOrder(size, shuffle=True, seed=1) for size in (70, 20, 500)],
+        [Fraction("0.6"), Fraction("0.3"), Fraction("0.1")],
+    )
+    assert mix.num_sequences == 66  # a third of them are the second set's 20
+    index = mix.index(0, mix.num_sequences)
+    assert len(set(index)) == len(index)
+    assert np.bincount(np.searchsorted([70, 90], index, side="right")).tolist() == [39, 20, 7]

@@ -67,5 +67,5 @@ def test_a_shard_of_more_than_2_gib(tmp_path):
     shard = read_shard(tmp_path / "a.bin")
     assert len(shard) == count and shard[-1] == 7 and shard[-2] == 0
     loader = TokenLoader("train_data", f"{tmp_path}/a.bin", T=T, V=8)
-    loader.position = loader.num_sequences - 1
-    assert loader.next(1)[1][0].tolist() == [0] * (T - 1) + [7]
+    _, targets = loader.read(loader.num_sequences - 1, 1)
+    assert targets[0].tolist() == [0] * (T - 1) + [7]
