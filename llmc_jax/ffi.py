@@ -41,8 +41,10 @@ CPU_HANDLERS = (
     "llmc_mlp_backward",
     "llmc_attention_forward",
     "llmc_attention_backward",
+    "llmc_cached_attention",
     "llmc_classifier_forward",
     "llmc_classifier_losses",
+    "llmc_logits",
     "llmc_adamw",
     "llmc_global_norm",
 )

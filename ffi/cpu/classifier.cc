@@ -54,7 +54,27 @@ ffi::Error ClassifierForward(ffi::ThreadPool pool, Any lnf, Any wte, S32 targets
   });
 }
 
+ffi::Error Logits(ffi::ThreadPool pool, Any lnf, Any wte, F32Out logits) {
+  Checker check("llmc_logits");
+  int64_t B = check.Size("lnf", lnf, 3, 0), T_ = check.Size("lnf", lnf, 3, 1);
+  int64_t C = check.Size("lnf", lnf, 3, 2), Vp = check.Size("wte", wte, 2, 0);
+  check.Shape("wte", wte, {Vp, C});
+  check.Shape("logits", *logits, {B * T_, Vp});
+  return RunOn(check, pool, lnf.element_type(), wte, [&](Threads& threads, auto t, auto w) {
+    using T = decltype(t);
+    using W = decltype(w);
+    On<T, W>().logits(threads, B * T_, C, Vp, In<T>(lnf), In<W>(wte), Out(logits));
+  });
+}
+
 }  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_logits, Logits,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Any>()    // lnf (B,T,C)
+                                  .Arg<Any>()    // wte (Vp,C)
+                                  .Ret<F32>());  // logits (B*T,Vp)
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_classifier_losses, ClassifierLosses,
                               ffi::Ffi::Bind()

@@ -16,6 +16,18 @@
 
 namespace llmc::LLMC_ISA {
 
+// logits (N,Vp) alone, in float, for those who want to see them.
+template <typename T, typename W>
+void Logits(Threads& threads, int64_t N, int64_t C, int64_t Vp, const T* lnf, const W* wte,
+            float* logits) {
+  Linear(threads, N, C, Vp, lnf, wte, [&](const Tile& tile) {
+    ForTile(tile, [&](int64_t n, int64_t v, Vec z, int64_t some) {
+      StreamUpTo(logits + n * Vp + v, z, some);
+    });
+    StreamFence();
+  });
+}
+
 // Rows whose logits exist at once: more of them mean fewer passes over dwte, and more memory.
 constexpr int64_t kClassifierRows = 512;
 // Columns that are packed, or whose gradient exists, at once.

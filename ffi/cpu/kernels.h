@@ -18,6 +18,8 @@ struct ActivationKernels {
                             T* out, float* lse);
   void (*attention_backward)(Threads&, int64_t B, int64_t T_, int64_t NH, int64_t HS, const T* out,
                              const float* lse, const T* dout, const T* qkv, T* dqkv);
+  void (*cached_attention)(Threads&, int64_t B, int64_t NH, int64_t S, int64_t HS, const T* qkv,
+                           const int32_t* position, T* keys, T* values, T* out);
   void (*encoder_backward)(Threads&, int64_t B, int64_t T_, int64_t C, int64_t max_T,
                            const T* dout, const int32_t* inp, float* dwte, float* dwpe);
 };
@@ -37,6 +39,8 @@ struct WeightKernels {
   void (*mlp_backward)(Threads&, int64_t N, int64_t C, int64_t H, const T* fch, const T* dout,
                        const T* inp, const W* fcw, const W* fcprojw, T* dinp, float* dfcw,
                        float* dfcb, float* dfcprojw, float* dfcprojb, T* fch_gelu, T* dfch);
+  void (*logits)(Threads&, int64_t N, int64_t C, int64_t Vp, const T* lnf, const W* wte,
+                 float* logits);
   void (*classifier)(Threads&, int64_t N, int64_t C, int64_t V, int64_t Vp, const T* lnf,
                      const W* wte, const int32_t* targets, const float* dlosses, float* losses,
                      T* dlnf, float* dwte);

@@ -9,7 +9,7 @@
 // N rows of inp, C channels in, OC out.
 #pragma once
 
-#include "cpu/gemm.h"
+#include "cpu/few_rows.h"
 
 namespace llmc::LLMC_ISA {
 
@@ -46,15 +46,6 @@ class TileOf {
   alignas(64) float elements_[P::kMR * P::kNR];
 };
 
-template <typename T>
-Operand<T> Rows(const T* data, int64_t columns) {  // (row, k) in row-major order
-  return {data, columns, 1};
-}
-template <typename T>
-Operand<T> Columns(const T* data, int64_t columns) {  // its transpose
-  return {data, 1, columns};
-}
-
 // dbias = sum of the rows of dout (N,OC): each block's sums, then the sum over the blocks
 template <typename T>
 void BiasGradient(Threads& threads, int64_t N, int64_t OC, const T* dout, float* dbias) {
@@ -80,7 +71,7 @@ void BiasGradient(Threads& threads, int64_t N, int64_t OC, const T* dout, float*
 template <typename T, typename W>
 void MatmulForward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* inp,
                    const W* weight, const float* bias, T* out) {
-  Gemm<T>(threads, N, OC, C, Rows(inp, C), Rows(weight, C), [&](const Tile& tile) {
+  Linear(threads, N, C, OC, inp, weight, [&](const Tile& tile) {
     ForTile(tile, [&](int64_t n, int64_t oc, Vec v, int64_t some) {
       StreamUpTo(out + n * OC + oc, v + LoadUpTo(bias + oc, some), some);
     });
@@ -132,7 +123,7 @@ template <typename T, typename W>
 void MlpForward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* inp, const W* fcw,
                 const float* fcb, const W* fcprojw, const float* fcprojb, T* out, T* fch,
                 T* fch_gelu) {
-  Gemm<T>(threads, N, H, C, Rows(inp, C), Rows(fcw, C), [&](const Tile& tile) {
+  Linear(threads, N, C, H, inp, fcw, [&](const Tile& tile) {
     ForTile(tile, [&](int64_t n, int64_t h, Vec v, int64_t some) {
       Vec x = Rounded<T>(v + LoadUpTo(fcb + h, some));
       StreamUpTo(fch + n * H + h, x, some);

@@ -22,6 +22,15 @@ struct Operand {
   }
 };
 
+template <typename T>
+Operand<T> Rows(const T* data, int64_t columns) {  // (row, k) in row-major order
+  return {data, columns, 1};
+}
+template <typename T>
+Operand<T> Columns(const T* data, int64_t columns) {  // its transpose
+  return {data, 1, columns};
+}
+
 // In what form a panel holds its elements.
 struct Floats {
   static constexpr int kPer = 1;  // elements in a word

@@ -315,6 +315,73 @@ void TestAttention(Driver& driver, int64_t B, int64_t steps, int64_t NH, int64_t
   });
 }
 
+// A token of each of B texts at other places of a cache of S, behind which there are large numbers.
+template <typename T>
+void TestCachedAttention(Driver& driver, int64_t B, int64_t NH, int64_t S, int64_t HS) {
+  Random random;
+  const int64_t C = NH * HS, size = B * NH * S * HS;
+  auto qkv = random.Numbers<T>(B * 3 * C);
+  auto keys = random.Numbers<T>(size), values = random.Numbers<T>(size);
+  Array<int32_t> position(B);
+  Matrix want(B, C), want_keys(B * NH * S, HS), want_values(B * NH * S, HS);
+  for (int64_t b = 0; b < B; ++b) {
+    position[b] = b == 0 ? static_cast<int32_t>(S - 1) : random.Below(S);
+    for (int64_t h = 0; h < NH; ++h) {
+      const int64_t count = position[b] + 1, begin = (b * NH + h) * S;
+      for (int64_t i = (begin + count) * HS; i < (begin + S) * HS; ++i)
+        Assign(1e9, &keys[i]), Assign(1e9, &values[i]);
+      const T* own = &qkv[b * 3 * C + h * HS];
+      Matrix q(count, HS), k = MatrixOf(&keys[begin * HS], count, HS, HS);
+      Matrix v = MatrixOf(&values[begin * HS], count, HS, HS);
+      for (int64_t d = 0; d < HS; ++d) {
+        q[count - 1][d].value = Value(own[d]);
+        k[count - 1][d].value = Value(own[C + d]);
+        v[count - 1][d].value = Value(own[2 * C + d]);
+      }
+      auto forward = AttentionForward<T>(q, k, v);
+      for (int64_t d = 0; d < HS; ++d) want[b][h * HS + d] = forward.out[count - 1][d];
+      Matrix all_k = MatrixOf(&keys[begin * HS], S, HS, HS);
+      Matrix all_v = MatrixOf(&values[begin * HS], S, HS, HS);
+      for (int64_t s = 0; s < S; ++s)
+        for (int64_t d = 0; d < HS; ++d) {
+          want_keys[begin + s][d].value = s == count - 1 ? k[s][d].value : all_k[s][d].value;
+          want_values[begin + s][d].value = s == count - 1 ? v[s][d].value : all_v[s][d].value;
+        }
+    }
+  }
+
+  Shape shape{{"B", B}, {"NH", NH}, {"S", S}, {"HS", HS}};
+  driver.OnEach(Types<T>(), "cached_attention", shape, [&](auto& kernels, const Check& check) {
+    Output<T> out(B * C), new_keys(keys), new_values(values);
+    check.Twice([&](Threads& threads, int call) {
+      On<T>(kernels).cached_attention(threads, B, NH, S, HS, qkv.data(), position.data(),
+                                      new_keys.data(call), new_values.data(call), out.data(call));
+    });
+    check("out", out, want.data);
+    check("keys", new_keys, want_keys.data);
+    check("values", new_values, want_values.data);
+  });
+}
+
+template <typename T, typename W>
+void TestLogits(Driver& driver, int64_t N, int64_t C, int64_t Vp) {
+  Random random;
+  auto lnf = random.Numbers<T>(N * C);
+  auto wte = random.Numbers<W>(Vp * C);
+  Matrix x = MatrixOf(lnf, N, C);
+  Matrix want = WithWeights<T, W>(MatrixOf(wte, Vp, C),
+                                  [&](const Matrix& w) { return Product(x, w); });
+
+  Shape shape{{"N", N}, {"C", C}, {"Vp", Vp}};
+  driver.OnEach(Types<T, W>(), "logits", shape, [&](auto& kernels, const Check& check) {
+    Output<float> logits(N * Vp);
+    check.Twice([&](Threads& threads, int call) {
+      On<T, W>(kernels).logits(threads, N, C, Vp, lnf.data(), wte.data(), logits.data(call));
+    });
+    check("logits", logits, want.data);
+  });
+}
+
 // Logits that reach +-`size` times the usual; every fourth row is ignored.
 template <typename T, typename W>
 void TestClassifier(Driver& driver, int64_t N, int64_t C, int64_t V, int64_t Vp,
@@ -446,6 +513,10 @@ void TestActivations(Driver& driver) {
     TestAttention<T>(driver, /*B=*/1, steps, /*NH=*/1, /*HS=*/7);
     TestAttention<T>(driver, /*B=*/1, steps, /*NH=*/3, /*HS=*/4);
   }
+  TestCachedAttention<T>(driver, /*B=*/1, /*NH=*/1, /*S=*/1, /*HS=*/7);
+  TestCachedAttention<T>(driver, /*B=*/5, /*NH=*/3, /*S=*/40, /*HS=*/16);
+  TestCachedAttention<T>(driver, /*B=*/2, /*NH=*/1, /*S=*/33, /*HS=*/4);
+  TestCachedAttention<T>(driver, /*B=*/2, /*NH=*/2, /*S=*/70, /*HS=*/100);
   TestAttention<T>(driver, /*B=*/1, /*steps=*/150, /*NH=*/2, /*HS=*/64, /*size=*/4);
   TestAttention<T>(driver, /*B=*/1, /*steps=*/70, /*NH=*/1, /*HS=*/16, /*size=*/12);
   TestAttention<T>(driver, /*B=*/1, /*steps=*/1000, /*NH=*/1, /*HS=*/8);
@@ -455,6 +526,10 @@ template <typename T, typename W>
 void TestWeights(Driver& driver) {
   for (int64_t C : {48, 7, 12}) {
     for (int64_t steps : {1, 63, 65}) TestEncoderForward<T, W>(driver, /*B=*/3, steps, C);
+    for (int64_t N : {1, 5, 16}) {  // few_rows.h
+      TestLogits<T, W>(driver, N, C, /*Vp=*/4 * C + 3);
+      TestMlpForward<T, W>(driver, N, C, /*H=*/4 * C);
+    }
     for (int64_t N : {1, 63, 65, 195}) {
       TestMatmul<T, W>(driver, N, C, /*OC=*/3 * C);
       TestMlpForward<T, W>(driver, N, C, /*H=*/4 * C);
@@ -465,6 +540,8 @@ void TestWeights(Driver& driver) {
   TestMatmul<T, W>(driver, /*N=*/300, /*C=*/780, /*OC=*/790);
   TestMatmul<T, W>(driver, /*N=*/1600, /*C=*/7, /*OC=*/33);
   TestMatmul<T, W>(driver, /*N=*/33, /*C=*/513, /*OC=*/17);
+  TestMatmul<T, W>(driver, /*N=*/8, /*C=*/780, /*OC=*/790);
+  TestLogits<T, W>(driver, /*N=*/30, /*C=*/48, /*Vp=*/200);
   TestMatmul<T, W>(driver, /*N=*/96, /*C=*/256, /*OC=*/192);  // nothing remains of any tile
   TestClassifier<T, W>(driver, /*N=*/1, /*C=*/7, /*V=*/5, /*Vp=*/8);
   TestClassifier<T, W>(driver, /*N=*/63, /*C=*/12, /*V=*/101, /*Vp=*/128, /*size=*/40);

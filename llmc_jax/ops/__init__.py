@@ -14,6 +14,7 @@ from llmc_jax.config import BadInput
 from llmc_jax.ops import (
     adamw,
     attention,
+    cached_attention,
     classifier,
     encoder,
     global_norm,
@@ -35,6 +36,8 @@ class Ops(NamedTuple):
     attention: Op
     mlp: Op
     classifier: Op
+    logits: Callable
+    cached_attention: Callable
     adamw: Callable
     global_norm: Callable
 
@@ -47,6 +50,8 @@ TABLE = {
     "attention": attention.IMPLEMENTATIONS,
     "mlp": mlp.IMPLEMENTATIONS,
     "classifier": classifier.IMPLEMENTATIONS,
+    "logits": classifier.LOGITS,
+    "cached_attention": cached_attention.IMPLEMENTATIONS,
     "adamw": adamw.IMPLEMENTATIONS,
     "global_norm": global_norm.IMPLEMENTATIONS,
 }

@@ -58,6 +58,11 @@ def backward(saved, dout, lnf, wte, targets, dlosses, *, V):
     return dlnf, dot(saved.dlogits, rows(lnf), (0, 0))
 
 
+def native_logits(lnf, wte):
+    """`logits` as a kernel."""
+    return run_kernel("llmc_logits", jax.eval_shape(logits, lnf, wte), lnf, wte)
+
+
 class Gradients(NamedTuple):
     """What a forward saves that makes the gradients themselves."""
 
@@ -136,6 +141,7 @@ def saved_gradients(saved, dout, lnf, wte, targets, dlosses, *, V):
     return tuple(saved)
 
 
+LOGITS = {"jnp": logits, "ffi": native_logits}
 JNP = Op(forward, backward)
 IMPLEMENTATIONS = {
     "jnp": JNP,

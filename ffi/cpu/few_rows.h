@@ -1,0 +1,109 @@
+// The linear layer's product inp weight^T, whatever the number of rows.
+//
+// With many rows it is Gemm. With few (a step of generation has one a text) the weights are read
+// once from memory, which is all the time there is, and Gemm would write and read them again as
+// panels. So here they are read as they lie, in the order in which they lie.
+#pragma once
+
+#include "cpu/gemm.h"
+
+namespace llmc::LLMC_ISA {
+
+// Up to as many rows; below the shortest prompt (models/lengths.py), so that a text's prompt and
+// its steps go the same way whatever is computed beside them.
+constexpr int64_t kFewRows = 16;
+// Weights' rows and inp's rows that are multiplied at once: kLanes sums, one vector when each is
+// added up.
+constexpr int kWeightRows = 4, kInpRows = kLanes / kWeightRows;
+// Weights' rows of a task: a multiple of kWeightRows and of kLanes.
+constexpr int64_t kTaskRows = 64;
+
+// Some of a row of weights as Gemm<T> would use it.
+template <typename T, typename W>
+Vec AsMultiplied(const W* weight, int64_t some) {
+  constexpr bool kPairs = PanelsOf<T>::Type::Form::kPer == 2;
+  Vec v = LoadUpTo(weight, some);
+  if constexpr (kPairs && sizeof(W) > sizeof(T)) v = Rounded<T>(v);
+  return v;
+}
+
+// The sum of each of kLanes vectors, as the lanes of one.
+inline Vec SumOfEach(Word* vectors) {
+  Transpose(vectors);
+  Vec sum = (Vec)vectors[0];
+  for (int i = 1; i < kLanes; ++i) sum += (Vec)vectors[i];
+  return sum;
+}
+
+// kR rows of `weight` by kN of `inp`, both C long: product n * kR + r. The weights behind them are
+// fetched meanwhile: rows are too short for the processor to find out by itself.
+// A product is summed in the same order whatever kN and kR are.
+template <typename T, int kN, int kR, typename W>
+Vec FewProducts(int64_t C, const float* inp, const W* weight) {
+  static_assert(kN * kR <= kLanes);
+  Vec sum[kN][kR] = {};
+  auto add = [&](int64_t c, int64_t some) {
+    Vec w[kR];
+#pragma GCC unroll 4
+    for (int r = 0; r < kR; ++r) {
+      w[r] = AsMultiplied<T>(weight + r * C + c, some);
+      __builtin_prefetch(weight + (kR + r) * C + c, 0, 2);
+    }
+#pragma GCC unroll 4
+    for (int n = 0; n < kN; ++n) {
+      Vec x = LoadUpTo(inp + n * C + c, some);
+#pragma GCC unroll 4
+      for (int r = 0; r < kR; ++r) sum[n][r] = w[r] * x + sum[n][r];
+    }
+  };
+  int64_t c = 0;
+  for (; c + kLanes <= C; c += kLanes) add(c, kLanes);
+  if (c < C) add(c, C - c);
+
+  Word sums[kLanes] = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < kN * kR; ++i) sums[i] = (Word)sum[i / kR][i % kR];
+  return SumOfEach(sums);
+}
+
+// out[n * kTaskRows + r] = the product of row n of inp (N,C) and row r of weight (kR,C).
+template <typename T, int kR, typename W>
+void FewRows(int64_t N, int64_t C, const float* inp, const W* weight, float* out) {
+  auto store = [&](int64_t n, int rows, Vec v) {
+    for (int i = 0; i < rows * kR; ++i) out[(n + i / kR) * kTaskRows + i % kR] = v[i];
+  };
+  int64_t n = 0;
+  for (; n + kInpRows <= N; n += kInpRows)
+    store(n, kInpRows, FewProducts<T, kInpRows, kR>(C, inp + n * C, weight));
+  for (; n < N; ++n) store(n, 1, FewProducts<T, 1, kR>(C, inp + n * C, weight));
+}
+
+inline const float* AsFloats(const float* inp, int64_t /*n*/, float* /*room*/) { return inp; }
+inline const float* AsFloats(const BF16* inp, int64_t n, float* room) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t some = Min<int64_t>(kLanes, n - i);
+    StoreUpTo(room + i, LoadUpTo(inp + i, some), some);
+  }
+  return room;
+}
+
+// Calls epilogue(tile) for every tile of inp (N,C) weight (OC,C)^T.
+template <typename T, typename W, typename Epilogue>
+void Linear(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* inp, const W* weight,
+            const Epilogue& epilogue) {
+  if (N > kFewRows)
+    return Gemm<T>(threads, N, OC, C, Rows(inp, C), Rows(weight, C), epilogue);
+  SharedScratch<float> room(N * C);
+  const float* x = AsFloats(inp, N * C, room.data());
+  ParallelFor(threads, CeilDiv(OC, kTaskRows), [&](int64_t task) {
+    const int64_t begin = task * kTaskRows, rows = Min(kTaskRows, OC - begin);
+    auto* c = Scratch<float>(Slot::kC, N * kTaskRows);
+    int64_t r = 0;
+    for (; r + kWeightRows <= rows; r += kWeightRows)
+      FewRows<T, kWeightRows>(N, C, x, weight + (begin + r) * C, c + r);
+    for (; r < rows; ++r) FewRows<T, 1>(N, C, x, weight + (begin + r) * C, c + r);
+    epilogue(Tile{0, begin, N, rows, c, kTaskRows});
+  });
+}
+
+}  // namespace llmc::LLMC_ISA
