@@ -82,7 +82,7 @@ def main(cfg: EvaluateConfig) -> None:
     ffi.select_isa(cfg.cpu_isa)
     mesh = parallel.make_mesh()
     trained = open_trained(mesh, run=cfg.run, model=cfg.model, step=cfg.step)
-    T = sequence_length(cfg, trained)
+    T = trained.context(cfg.sequence_length)
     dtype = trained.dtype if cfg.dtype == "auto" else cfg.dtype
     model = trained.model
     chosen, _ = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)
@@ -130,14 +130,6 @@ def task_names(cfg: EvaluateConfig) -> list[str]:
     if cfg.tasks:
         return [name.strip() for name in cfg.tasks.split(",")]
     return ["loss", *(name for name in FETCH if getattr(cfg, name))]
-
-
-def sequence_length(cfg: EvaluateConfig, trained: Trained) -> int:
-    """The T in force. Raises BadInput where the model cannot take it."""
-    T = trained.T if cfg.sequence_length == -1 else cfg.sequence_length
-    if not 1 <= T <= trained.model.maxT:
-        raise BadInput(f"--sequence_length={T} must be from 1 to {trained.model.maxT}.")
-    return T
 
 
 def open_task(name: str, cfg: EvaluateConfig, trained: Trained, T: int, mesh) -> Callable:

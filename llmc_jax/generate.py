@@ -1,15 +1,23 @@
 """Text from a trained model: python -m llmc_jax.generate --run=runs/quickstart --prompt='def '."""
 
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import jax
 
-from llmc_jax import ops, program
+from llmc_jax import ffi, ops, program
 from llmc_jax.config import BadInput, option
 from llmc_jax.data.tokenizer import EOT, tokenizer
-from llmc_jax.trained import open_trained
-from llmc_jax.training import parallel, sampler
+from llmc_jax.generation.draw import Choice
+from llmc_jax.generation.sampler import SEED, make_generator
+from llmc_jax.models import gpt2
+from llmc_jax.trained import Trained, open_trained
+from llmc_jax.training import parallel
+
+USUAL = Choice()
 
 
 @dataclass(frozen=True)
@@ -21,49 +29,188 @@ class GenerateConfig:
         "", "instead of --run: a model file of llm.c (PATH.bin), a folder of Hugging Face (hf:PATH)"
     )
     step: int = option(-1, "step of the checkpoint; -1: the newest", minimum=-1)
-    prompt: str = option("", "text to continue; empty: a new document")
-    tokens: int = option(128, "tokens to generate", minimum=1)
-    temperature: float = option(sampler.TEMPERATURE, "below 1: surer, above: wilder", minimum=0)
-    top_k: int = option(sampler.TOP_K, "draw from the k likeliest tokens; 1: always the likeliest")
-    seed: int = option(sampler.SEED, "another seed, another text", minimum=0)
+    prompt: tuple[str, ...] = option(
+        (), "text to continue; may be given several times; none: a new document"
+    )
+    prompts: str = option("", "file with a prompt a line")
+    interactive: bool = option(False, "read prompts from standard input, and answer each at once")
+    samples: int = option(1, "texts for each prompt, with --seed and those after it", minimum=1)
+    batch_size: int = option(8, "texts that are generated at a time", minimum=1)
+    tokens: int = option(128, "tokens to generate at most", minimum=1)
+    temperature: float = option(
+        USUAL.temperature, "below 1: surer, above: wilder; 0: always the likeliest token", minimum=0
+    )
+    top_k: int = option(USUAL.top_k, "draw from the k likeliest tokens; 0: from all", minimum=0)
+    top_p: float = option(
+        USUAL.top_p, "draw from the likeliest tokens that have this probability together", minimum=0
+    )
+    seed: int = option(SEED, "another seed, another text", minimum=0)
+    sequence_length: int = option(
+        -1,
+        "T: tokens of context at most; -1: that of the run, or the longest the model can take",
+        minimum=-1,
+    )
+    slide: bool = option(
+        False,
+        "where the context is full go on with its last half, and take the end of a prompt that "
+        "is too long, instead of ending and refusing",
+    )
+    dtype: str = option(
+        "auto",
+        "type of activations and matrix products; auto: that of the run or the file",
+        choices=("auto", "float32", "bfloat16"),
+    )
     ops: str = option("auto", "implementation of the ops, as in training")
+    cpu_isa: str = option(
+        "auto",
+        "instruction set of the C++ kernels, as in training",
+        choices=("auto", "amx", "avx512", "avx2", "portable"),
+    )
+
+
+class Text:
+    """A text that grows by tokens; what is returned of it are whole characters."""
+
+    def __init__(self):
+        self._rest = b""
+
+    def add(self, token: int) -> str:
+        """The characters that are complete with this token."""
+        text = self._rest + tokenizer().decode_single_token_bytes(token)
+        try:
+            self._rest = b""
+            return text.decode()
+        except UnicodeDecodeError as error:
+            if error.end < len(text) or len(text) - error.start > 3:  # broken, not unfinished
+                return text.decode(errors="replace")
+            self._rest = text[error.start :]
+            return text[: error.start].decode()
+
+    def end(self) -> str:
+        """What is left: a character that was not completed."""
+        return self._rest.decode(errors="replace")
 
 
 def main(cfg: GenerateConfig) -> None:
-    """Print the prompt and its continuation, token by token; stops at the end of the text."""
-    mesh = parallel.make_mesh()
-    if cfg.temperature == 0:
-        raise BadInput("--temperature must be above 0; --top_k=1 takes the likeliest token.")
-    trained = open_trained(mesh, run=cfg.run, model=cfg.model, step=cfg.step)
-    model, params, dtype = trained[:3]
-    if not 1 <= cfg.top_k <= model.V:
-        raise BadInput(f"--top_k={cfg.top_k} must be from 1 to {model.V}.")
-    chosen, _ = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)
-    prompt = [EOT, *tokenizer().encode_ordinary(cfg.prompt)]
-    sample = sampler.make_sampler(chosen, model, dtype)
-    options = dict(seed=cfg.seed, temperature=cfg.temperature, top_k=cfg.top_k)
-    print(cfg.prompt, end="", flush=True)
-    text = b""
-    for token in sample(params, prompt, cfg.tokens, **options):
-        if token == EOT:
-            break
-        text = _write(text + tokenizer().decode_single_token_bytes(token))
-    print(text.decode(errors="replace"))
+    """Print each prompt and its continuation; a single one as it grows."""
+    prompts = read_prompts(cfg)
+    ffi.select_isa(cfg.cpu_isa)
+    trained = open_trained(parallel.make_mesh(), run=cfg.run, model=cfg.model, step=cfg.step)
+    T = trained.context(cfg.sequence_length)
+    generate = open_generator(cfg, trained, T)
+    encode = partial(encode_prompt, cfg, trained.model.V, T)
+    if cfg.interactive:
+        return converse(generate, encode, cfg.seed)
+    rows = [
+        (prompt, encode(prompt), cfg.seed + number)
+        for prompt in prompts
+        for number in range(cfg.samples)
+    ]
+    if len(rows) == 1:
+        print(prompts[0], end="")
+        stream(generate, *rows[0][1:])
+        return
+    for begin in range(0, len(rows), cfg.batch_size):
+        print_texts(generate, rows[begin : begin + cfg.batch_size])
 
 
-def _write(text: bytes) -> bytes:
-    """Print the characters that are complete; returns the bytes of one that is not yet."""
+def read_prompts(cfg: GenerateConfig) -> list[str]:
+    """The prompts of the flags. Raises BadInput for flags that do not go together."""
+    if not 0 < cfg.top_p <= 1:
+        raise BadInput(f"--top_p={cfg.top_p} must be above 0 and at most 1 (which is all tokens).")
+    given = [bool(cfg.prompt), bool(cfg.prompts), cfg.interactive]
+    if sum(given) > 1:
+        raise BadInput("--prompt, --prompts and --interactive all give prompts; take one of them.")
+    if cfg.interactive and cfg.samples > 1:
+        raise BadInput("--samples is for --prompt and --prompts; leave it out of --interactive.")
+    if not cfg.prompts:
+        return list(cfg.prompt) or [""]
     try:
-        sys.stdout.write(text.decode())
-    except UnicodeDecodeError as error:
-        if error.end < len(text) or len(text) - error.start > 3:  # broken, not unfinished
-            sys.stdout.write(text.decode(errors="replace"))
-            return b""
-        sys.stdout.write(text[: error.start].decode())
-        return text[error.start :]
-    finally:
-        sys.stdout.flush()
-    return b""
+        lines = Path(cfg.prompts).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--prompts={cfg.prompts} cannot be read: {error}.") from error
+    if not lines:
+        raise BadInput(f"--prompts={cfg.prompts} is empty; it must have a prompt a line.")
+    return lines
+
+
+def open_generator(cfg: GenerateConfig, trained: Trained, T: int) -> Callable:
+    """A function of prompts and their seeds: the next token of each, again and again."""
+    model, params = trained.model, trained.params
+    if cfg.top_k > model.V:
+        raise BadInput(f"--top_k={cfg.top_k} must be from 0 to {model.V}.")
+    chosen, _ = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)
+    dtype = trained.dtype if cfg.dtype == "auto" else cfg.dtype
+    generate = make_generator(chosen, model, dtype, T)
+    params = jax.jit(gpt2.cast, static_argnames="dtype")(params, dtype)  # once for all prompts
+    options = dict(choice=Choice(cfg.temperature, cfg.top_k, cfg.top_p), end=EOT, slide=cfg.slide)
+
+    def of_prompts(prompts: list[list[int]], seeds: list[int]) -> Iterator[list[int | None]]:
+        return generate(params, prompts, cfg.tokens, seeds=seeds, **options)
+
+    return of_prompts
+
+
+def encode_prompt(cfg: GenerateConfig, V: int, T: int, prompt: str) -> list[int]:
+    """Its tokens, after the end of another text. Raises BadInput where the model cannot take them.
+
+    V, T: the model's vocabulary and the context's length.
+    """
+    tokens = [EOT, *tokenizer().encode_ordinary(prompt)]
+    if max(tokens) >= V:
+        raise BadInput(
+            f"the prompt has token {max(tokens)} of GPT-2's tokenizer, but the model's vocabulary "
+            f"ends at {V - 1}."
+        )
+    if len(tokens) > T and not cfg.slide:
+        raise BadInput(
+            f"the prompt {prompt[:30]!r}... has {len(tokens)} tokens (one marks its beginning) and "
+            f"the context is {T}; shorten it, or add --slide to take its end."
+        )
+    return tokens
+
+
+def stream(generate: Callable, tokens: list[int], seed: int) -> None:
+    """Print the continuation of one prompt, each character when it is complete."""
+    text = Text()
+    for (token,) in generate([tokens], [seed]):
+        if token is not None:
+            print(text.add(token), end="", flush=True)
+    print(text.end())
+
+
+def print_texts(generate: Callable, rows: list[tuple[str, list[int], int]]) -> None:
+    """Print several texts, one after the other; rows: prompts, their tokens, and seeds."""
+    texts = [Text() for _ in rows]
+    written = [prompt for prompt, _, _ in rows]
+    for tokens in generate([row[1] for row in rows], [row[2] for row in rows]):
+        for place, token in enumerate(tokens):
+            if token is not None:
+                written[place] += texts[place].add(token)
+    for (prompt, _, seed), text, rest in zip(rows, written, texts, strict=True):
+        print(f"=== {prompt!r}, seed {seed}\n{text}{rest.end()}", flush=True)
+
+
+def converse(generate: Callable, encode: Callable, seed: int) -> None:
+    """Answer each line of standard input until it ends; Ctrl-C ends an answer."""
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True)
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise BadInput(f"--interactive: standard input is not UTF-8 ({error}).") from error
+        if not line:
+            return
+        prompt = line.removesuffix("\n")
+        try:
+            tokens = encode(prompt)
+            print(prompt, end="")
+            stream(generate, tokens, seed)
+        except BadInput as error:
+            print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ def define_flags(config_class: type, module: str) -> None:
             if meta["choices"]:
                 bounds = dict(lower_bound=min(meta["choices"]), upper_bound=max(meta["choices"]))
             flags.DEFINE_integer(**bounds, **common)
+        elif field.type == tuple[str, ...]:  # given several times
+            flags.DEFINE_multi_string(**common)
         elif field.type is float:
             flags.DEFINE_float(lower_bound=meta["minimum"], **common)
         else:

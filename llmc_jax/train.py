@@ -28,6 +28,7 @@ from llmc_jax.data.tokenizer import EOT, tokenizer
 from llmc_jax.evaluation.multiple_choice import Accuracy, accuracy, answer, fit_questions
 from llmc_jax.evaluation.questions import read_questions
 from llmc_jax.evaluation.scorer import make_scorer
+from llmc_jax.generation.sampler import make_sampler
 from llmc_jax.interop.source import open_model
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
@@ -41,7 +42,6 @@ from llmc_jax.training.progress import Progress
 from llmc_jax.training.report import Report
 from llmc_jax.training.resume import Start, find_start, open_weights, with_schedule
 from llmc_jax.training.run_dir import RunDir, open_run_dir
-from llmc_jax.training.sampler import make_sampler
 from llmc_jax.training.saver import Saver
 from llmc_jax.training.step import TrainState, eval_step, gradient_memory, init_state, train_step
 from llmc_jax.training.stop import Stop

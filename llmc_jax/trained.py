@@ -31,6 +31,13 @@ class Trained(NamedTuple):
         """The longest sequence it was trained on, as far as that is known."""
         return self.options.get("sequence_length", self.model.maxT)
 
+    def context(self, sequence_length: int) -> int:
+        """The T of --sequence_length (-1: self.T). Raises BadInput where it is out of range."""
+        T = self.T if sequence_length == -1 else sequence_length
+        if not 1 <= T <= self.model.maxT:
+            raise BadInput(f"--sequence_length={T} must be from 1 to {self.model.maxT}.")
+        return T
+
 
 def open_trained(mesh, *, run: str, model: str, step: int = -1) -> Trained:
     """The model of the flags --run (with --step, -1: the newest checkpoint) or --model.

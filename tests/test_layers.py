@@ -21,6 +21,7 @@ LAYERS = [
     ("files.py", 1),
     ("training/", 5),
     ("data/", 5),
+    ("generation/", 5),
     ("interop/", 5),
     ("program.py", 5),
     ("contestant.py", 5),

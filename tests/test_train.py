@@ -7,9 +7,8 @@ import shutil
 
 import pytest
 
-from llmc_jax import config, generate, train
+from llmc_jax import config, train
 from llmc_jax.config import BadInput
-from llmc_jax.data import tokenizer as tokenizer_module
 from llmc_jax.training.run_dir import RunDir
 from tests import tiny
 
@@ -152,72 +151,13 @@ def test_max_steps_defaults_to_one_epoch(cfg, tmp_path):
     assert len(losses(RunDir(tmp_path / "run"))) == 373 // 40
 
 
-class Letters:
-    """A tokenizer for the tiny vocabulary: one character a token."""
-
-    @staticmethod
-    def decode(tokens):
-        return "".join(chr(33 + token) for token in tokens)
-
-    @staticmethod
-    def encode_ordinary(text):
-        return [ord(letter) - 33 for letter in text]
-
-    @staticmethod
-    def decode_single_token_bytes(token):
-        return chr(33 + token).encode()
-
-
 @pytest.fixture
 def letters(monkeypatch):
-    for module in (train, generate):
-        monkeypatch.setattr(module, "tokenizer", Letters)
-        monkeypatch.setattr(module, "EOT", 0)
-    assert tokenizer_module.EOT == 50256
-
-
-def test_generate_continues_a_prompt(cfg, tmp_path, letters, capsys):
-    """The data mostly counts upwards, so a trained model does too; seeded, so twice the same."""
-    train.main(
-        dataclasses.replace(cfg, batch_size=16, max_steps=90, val_every=0, checkpoint_every=90)
-    )
-    capsys.readouterr()
-    options = generate.GenerateConfig(run=f"{tmp_path}/run", prompt="ABCDEF", tokens=8, top_k=1)
-    generate.main(options)
-    assert capsys.readouterr().out == "ABCDEFGHIJKLMN\n"
-    wild = dataclasses.replace(options, top_k=40, temperature=3.0)
-    texts = []
-    for seed in (1, 1, 2):
-        generate.main(dataclasses.replace(wild, seed=seed))
-        texts.append(capsys.readouterr().out)
-    assert texts[0] == texts[1] != texts[2]
-
-
-def test_generation_goes_on_past_the_longest_sequence(cfg, tmp_path, letters, capsys):
-    train.main(dataclasses.replace(cfg, val_every=0, checkpoint_every=6))
-    capsys.readouterr()
-    generate.main(generate.GenerateConfig(run=f"{tmp_path}/run", prompt="AB", tokens=50, seed=4))
-    text = capsys.readouterr().out
-    assert text.startswith("AB") and len(text) > tiny.MODEL.maxT
+    monkeypatch.setattr(train, "tokenizer", tiny.Letters)
+    monkeypatch.setattr(train, "EOT", 0)
 
 
 def test_training_samples_when_it_is_time(cfg, letters, capsys):
     train.main(dataclasses.replace(cfg, sample_every=4, sample_tokens=5))
     screen = capsys.readouterr().out
     assert re.findall(r"sample at step (\d+)", screen) == ["4", "6"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(run=""), "--run is needed"),
-        (dict(run="/nowhere"), "--run=/nowhere has no checkpoints"),
-        (dict(step=3), "--step=3 was not saved; .* has 6"),
-        (dict(top_k=0), "--top_k=0 must be from 1 to 90"),
-        (dict(temperature=0.0), "--temperature must be above 0"),
-    ],
-)
-def test_generate_refuses(cfg, tmp_path, options, message):
-    train.main(dataclasses.replace(cfg, val_every=0, checkpoint_every=6))
-    with pytest.raises(BadInput, match=message):
-        generate.main(generate.GenerateConfig(**(dict(run=f"{tmp_path}/run") | options)))

@@ -32,3 +32,19 @@ def config(**options) -> TrainConfig:
         weight_decay=0.1,
     )  # fmt: skip
     return TrainConfig(**(defaults | options))
+
+
+class Letters:
+    """A tokenizer for the tiny vocabulary: one character a token."""
+
+    @staticmethod
+    def decode(tokens):
+        return "".join(chr(33 + token) for token in tokens)
+
+    @staticmethod
+    def encode_ordinary(text):
+        return [ord(letter) - 33 for letter in text]
+
+    @staticmethod
+    def decode_single_token_bytes(token):
+        return chr(33 + token).encode()

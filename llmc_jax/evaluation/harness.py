@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from llmc_jax.config import BadInput
 from llmc_jax.data.tokenizer import EOT, tokenizer
 from llmc_jax.evaluation.scorer import Row, make_scorer
+from llmc_jax.generation.sampler import make_sampler
 from llmc_jax.ops import Ops
 from llmc_jax.trained import Trained
-from llmc_jax.training.sampler import make_sampler
 
 NEW_TOKENS = 256  # where a task does not say how many
-KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_k"}
+KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
 
 
 class Harness:
@@ -79,8 +79,8 @@ class Harness:
         temperature = float(options.get("temperature", 1.0))
         choose = dict(top_k=1)
         if options.get("do_sample") and temperature > 0:
-            top_k = min(int(options.get("top_k", 0)) or self._V, self._V)
-            choose = dict(top_k=top_k, temperature=temperature)
+            top_k, top_p = int(options.get("top_k", 0)), float(options.get("top_p", 1))
+            choose = dict(top_k=min(top_k, self._V), top_p=top_p, temperature=temperature)
         tokens, text = [], ""
         for token in self._sample(self._params, prompt, count, seed=seed, **choose):
             if token == EOT:

@@ -17,11 +17,11 @@ from tqdm import tqdm
 from llmc_jax.config import ModelConfig
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
+from llmc_jax.models.lengths import padded_length
 from llmc_jax.ops import Ops, classifier
 from llmc_jax.training import parallel
 
 IGNORED = -1  # as a target
-SHORTEST = 32  # tokens: below it, padding costs less than another compilation
 
 
 class Row(NamedTuple):
@@ -89,15 +89,6 @@ def make_scorer(
         return scores
 
     return score
-
-
-def padded_length(length: int, longest: int) -> int:
-    """The T that a row of `length` inputs is computed with: 2^n or 3 * 2^n, so that there are few
-    to compile and at most a third is padding."""
-    T = SHORTEST
-    while length > T:
-        T = T * 3 // 2 if T & (T - 1) == 0 else T // 3 * 4
-    return min(T, longest)
 
 
 def _batches(rows: Sequence[Row], size: int, longest: int) -> Iterator[tuple[int, list[int]]]:

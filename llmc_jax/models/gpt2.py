@@ -235,19 +235,19 @@ def backward(
 def logits(ops: Ops, params: Params, inputs, *, cfg: ModelConfig):
     """Logits of every position; inputs (B,T) int32, result (B,T,V) float32."""
     residual3, _ = trunk(ops, params, inputs, cfg=cfg)
-    return _head(ops, params, residual3, cfg).reshape(*inputs.shape, cfg.V)
+    return head(ops, params, residual3, cfg).reshape(*inputs.shape, cfg.V)
 
 
 def logits_at(ops: Ops, params: Params, inputs, position, *, cfg: ModelConfig):
     """Logits after inputs[:, position]; inputs (B,T) int32, result (B,V) float32."""
     residual3, _ = trunk(ops, params, inputs, cfg=cfg)
-    return _head(ops, params, lax.dynamic_slice_in_dim(residual3, position, 1, axis=1), cfg)
+    return head(ops, params, lax.dynamic_slice_in_dim(residual3, position, 1, axis=1), cfg)
 
 
-def _head(ops, params, residual3, cfg):
-    """Logits (B*T,V) of residual3 (B,T,C)."""
+def head(ops: Ops, params: Params, residual3, cfg: ModelConfig):
+    """Logits (B*T,V) float32 of residual3 (B,T,C)."""
     lnf, _ = ops.layernorm.forward(residual3, params.lnfw, params.lnfb, eps=EPS)
-    return classifier.logits(lnf, params.wte)[:, : cfg.V]
+    return ops.logits(lnf, params.wte)[:, : cfg.V]
 
 
 def cast(params: Params, dtype) -> Params:

@@ -101,8 +101,8 @@ def test_generation_ends_before_what_it_is_told(harness):
 def test_what_cannot_be_answered_is_refused(harness):
     with pytest.raises(BadInput, match=r"a continuation of 17 tokens .* the model takes 16"):
         harness.loglikelihood([("A", " a" * 17)])
-    with pytest.raises(BadInput, match="generation with top_p is not supported; known are do_sam"):
-        harness.generate_until([("A", dict(top_p=0.5))])
+    with pytest.raises(BadInput, match="generation with num_beams is not supported; known are"):
+        harness.generate_until([("A", dict(num_beams=4))])
 
 
 def test_without_lm_eval_there_is_one_sentence(monkeypatch, capsys):

@@ -13,7 +13,7 @@ import pytest
 
 from llmc_jax import ops
 from llmc_jax.evaluation.multiple_choice import Answer, accuracy, answer
-from llmc_jax.evaluation.scorer import Row, make_scorer, padded_length
+from llmc_jax.evaluation.scorer import Row, make_scorer
 from llmc_jax.interop.llmc_text import Example
 from llmc_jax.models import gpt2
 from llmc_jax.training import parallel
@@ -95,12 +95,6 @@ def test_the_number_of_devices_changes_nothing(by_logits):
     for losses, hits in json.loads(result.stdout):
         np.testing.assert_allclose(losses, by_logits[0], atol=2e-5)
         assert hits == by_logits[1].tolist()
-
-
-def test_lengths_are_few_and_padding_is_little():
-    lengths = {padded_length(n, 1024) for n in range(1, 1025)}
-    assert sorted(lengths) == [32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
-    assert all(n <= padded_length(n, 1000) <= max(32, 1.5 * n) for n in range(1, 1001))
 
 
 def test_sums_and_means_choose_each_for_itself():
