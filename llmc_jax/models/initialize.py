@@ -13,6 +13,7 @@ from llmc_jax.models.gpt2 import Params
 
 STD = 0.02
 BLOCK = 16  # PyTorch makes normals 16 at a time: 8 radii, 8 angles
+CHUNK = 1 << 16  # drawn at once, so that what is in between stays in the processor's cache
 
 
 def initialize(cfg: ModelConfig, seed: int) -> Params:
@@ -41,15 +42,18 @@ def initialize(cfg: ModelConfig, seed: int) -> Params:
 def draw(rng: np.random.RandomState, out: np.ndarray, std: float) -> None:
     """Fill `out` (float32) with N(0, std) as torch.Tensor.normal_ does."""
     assert out.size % BLOCK == 0, "PyTorch draws a rest of less than 16 in another way"
-    blocks = uniform(rng, out.size).reshape(-1, 2, BLOCK // 2)
-    # Box & Muller 1958: two normals from two uniforms
-    radius = np.float32(std) * np.sqrt(-2 * np.log(1 - blocks[:, 0]))
-    angle = np.float32(2 * np.pi) * blocks[:, 1]
-    normals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-    out[...] = normals.reshape(out.shape)
+    flat = out.reshape(-1)
+    for start in range(0, out.size, CHUNK):
+        part = flat[start : start + CHUNK].reshape(-1, 2, BLOCK // 2)
+        uniforms = uniform(rng, part.size).reshape(part.shape)
+        # Box & Muller 1958: two normals from two uniforms
+        radius = np.float32(std) * np.sqrt(-2 * np.log(1 - uniforms[:, 0]))
+        angle = np.float32(2 * np.pi) * uniforms[:, 1]
+        np.multiply(radius, np.cos(angle), out=part[:, 0])
+        np.multiply(radius, np.sin(angle), out=part[:, 1])
 
 
 def uniform(rng: np.random.RandomState, size: int) -> np.ndarray:
     """float32 in [0, 1) from the low 24 bits of each 32-bit integer of the generator."""
-    integers = np.frombuffer(rng.bytes(4 * size), "<u4")
+    integers = rng.randint(0, 1 << 32, size, np.uint32)  # as rng.bytes, in an eighth of its time
     return (integers & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)

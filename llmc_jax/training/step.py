@@ -46,9 +46,9 @@ class Metrics(NamedTuple):
 
 def init_state(params: Params) -> TrainState:
     """The state before the first step: moments are 0."""
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    m, v = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
     windows = outliers.empty_window(), outliers.empty_window()
-    return TrainState(params, zeros, jax.tree.map(jnp.copy, zeros), jnp.int32(0), *windows)
+    return TrainState(params, m, v, jnp.int32(0), *windows)
 
 
 def gradient_memory(params: Params, model: ModelConfig, cfg: TrainConfig) -> Params | None:
