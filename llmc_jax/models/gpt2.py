@@ -180,8 +180,9 @@ def trunk(ops: Ops, params: Params, inputs, *, cfg: ModelConfig, recompute: int 
     """
     residual, _ = ops.encoder.forward(inputs, params.wte, params.wpe, dtype=dtype)
     acts = []
-    for p in params.block:
-        residual, a = block_forward(ops, p, residual, NH=cfg.NH)
+    for layer, p in enumerate(params.block):
+        with jax.named_scope(f"block{layer}"):
+            residual, a = block_forward(ops, p, residual, NH=cfg.NH)
         acts.append(drop(a, recompute))
     return residual, tuple(acts)
 
@@ -224,9 +225,11 @@ def backward(
         acts.lnf_stats, dlnf, acts.residual3, params.lnfw, params.lnfb, eps=EPS
     )
     dblock = []
-    for p, a in zip(reversed(params.block), reversed(acts.block), strict=True):
-        a = restore(ops, p, a, dresidual)
-        dresidual, dp = block_backward(ops, p, a, dresidual, NH=cfg.NH)
+    for layer in reversed(range(cfg.L)):
+        p = params.block[layer]
+        with jax.named_scope(f"block{layer}"):
+            a = restore(ops, p, acts.block[layer], dresidual)
+            dresidual, dp = block_backward(ops, p, a, dresidual, NH=cfg.NH)
         dblock.insert(0, dp)
     dwte, dwpe = ops.encoder.backward((), dresidual, inputs, dwte_head, params.wpe)
     return Params(dwte, dwpe, tuple(dblock), dlnfw, dlnfb)

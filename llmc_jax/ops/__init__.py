@@ -23,7 +23,7 @@ from llmc_jax.ops import (
     mlp,
     residual_layernorm,
 )
-from llmc_jax.ops.op import Op
+from llmc_jax.ops.op import Op, named
 
 
 class Ops(NamedTuple):
@@ -95,7 +95,8 @@ def select(spec: str, platform: str, head_size: int | None = None) -> tuple[Ops,
     for name in chosen.values():
         if library := LIBRARY.get(_family(name)):
             ffi.require(library, asked=name)
-    return Ops(**{op: implementation(op, name) for op, name in chosen.items()}), chosen
+    row = {op: named(op, implementation(op, name)) for op, name in chosen.items()}
+    return Ops(**row), chosen
 
 
 def implementation(op: str, name: str):

@@ -55,6 +55,19 @@ def native(name: str, like: Op, rounds_weights: bool = False) -> Op:
     )
 
 
+def named(name: str, op: Op | Callable) -> Op | Callable:
+    """`op`, whose instructions say of themselves that they are `name`'s.
+
+    So a profile reads like the model: block3/attention.backward. It changes no instruction.
+    """
+    if not isinstance(op, Op):  # an update rule or a reduction: one function
+        return jax.named_call(op, name=name)
+    return op._replace(
+        forward=jax.named_call(op.forward, name=f"{name}.forward"),
+        backward=jax.named_call(op.backward, name=f"{name}.backward"),
+    )
+
+
 def run_kernel(target: str, results, *args, aliases: dict[int, int] | None = None, **static):
     """Run the kernel `target` on the leaves of `args`; its results, in the tree `results`.
 
