@@ -34,12 +34,16 @@ def define_flags(config_class: type, module: str) -> None:
             flags.DEFINE_string(**common)
 
 
-def run(main: Callable, config_class: type, commands: tuple[str, ...] = ()) -> None:
+def run(
+    main: Callable, config_class: type, commands: tuple[str, ...] = (), *, words: str = ""
+) -> None:
     """Parse the command line into a `config_class`, call main(config) and exit.
 
     commands: where there are any, the command line must hold one of these words, and
-    main(word, config) is called. Exit status: what main returns (None is 0), 1 for RunStopped and
-    for unknown or malformed flags (absl), 2 for BadInput, 130 when interrupted.
+    main(word, config) is called. words: what the words of the command line are (RUN), where there
+    must be some, and main([word, ...], config) is called. Exit status: what main returns (None is
+    0), 1 for RunStopped and for unknown or malformed flags (absl), 2 for BadInput, 130 when
+    interrupted.
     """
     define_flags(config_class, sys.argv[0])
 
@@ -47,7 +51,7 @@ def run(main: Callable, config_class: type, commands: tuple[str, ...] = ()) -> N
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.FATAL)  # what orbax logs, we say in a sentence
         try:
-            command = _command(argv[1:], commands)
+            command = [_words(argv[1:], words)] if words else _command(argv[1:], commands)
             names = [field.name for field in dataclasses.fields(config_class)]
             return main(*command, config_class(**{n: flags.FLAGS[n].value for n in names}))
         except BadInput as error:
@@ -61,6 +65,13 @@ def run(main: Callable, config_class: type, commands: tuple[str, ...] = ()) -> N
             return 130
 
     app.run(start)
+
+
+def _words(given: list[str], what: str) -> list[str]:
+    """The words of the command line, of which there is at least one."""
+    if not given:
+        raise BadInput(f"one {what} or more is needed, and flags: see --help.")
+    return given
 
 
 def _command(words: list[str], commands: tuple[str, ...]) -> list[str]:

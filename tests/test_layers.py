@@ -26,8 +26,10 @@ LAYERS = [
     ("program.py", 5),
     ("contestant.py", 5),
     ("machine.py", 5),
+    ("compilation_cache.py", 5),
     ("trained.py", 6),
     ("evaluation/", 7),
+    ("view/", 7),
     ("", 8),  # the programs
 ]
 # The one exception: cuDNN's attention comes with its own backward, behind jax.vjp.

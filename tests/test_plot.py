@@ -1,0 +1,45 @@
+"""python -m llmc_jax.plot as a user has it: files, words, bad input."""
+
+import subprocess
+import sys
+
+import pytest
+
+from llmc_jax import plot
+from llmc_jax.config import BadInput
+from tests.view.test_curves import MAIN_LOG, write
+
+
+def test_runs_become_a_picture_and_a_page(tmp_path, capsys):
+    runs = [str(write(tmp_path / name, "main.log", MAIN_LOG)) for name in ("one", "two")]
+    plot.main([*runs, f"{runs[0]}/main.log"], plot.PlotConfig(levels="124M,1558M"))
+    assert (tmp_path / "one" / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert "GPT-3 1558M" in (tmp_path / "one" / "plot.html").read_text()
+    assert not list((tmp_path / "two").glob("plot*"))
+    screen = capsys.readouterr().out
+    assert "two: val_loss, train_loss, learning_rate, grad_norm, hellaswag to step 2" in screen
+    assert f"picture    {tmp_path}/one/plot.png" in screen
+
+
+def test_output_names_both_files(tmp_path):
+    run = write(tmp_path / "one", "main.log", MAIN_LOG + "s:3 trl:")
+    plot.main([str(run)], plot.PlotConfig(output=f"{tmp_path}/a.b", levels=""))
+    assert {"a.b.png", "a.b.html"} <= {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(BadInput, match=r"nowhere/plot.png cannot be written: No such file"):
+        plot.main([str(run)], plot.PlotConfig(output=f"{tmp_path}/nowhere/plot"))
+    with pytest.raises(BadInput, match=r"--levels=125M: there is no '125M'; write some of 124M"):
+        plot.main([str(run)], plot.PlotConfig(levels="125M"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "one RUN or more is needed, and flags: see --help"),
+        (["/nowhere"], "/nowhere is neither a run's directory"),
+    ],
+)
+def test_bad_input(words, message):
+    command = [sys.executable, "-m", "llmc_jax.plot", *words]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr and "Traceback" not in result.stderr
