@@ -205,6 +205,27 @@ class TrainConfig:
         choices=("auto", "amx", "avx512", "avx2", "portable"),
         may_change=True,
     )
+    compilation_cache: str = option(
+        "auto",
+        "where compiled programs are kept for the next start: auto (the user's cache folder), off, "
+        "or a folder",
+        may_change=True,
+    )
+    # how it is watched
+    tensorboard: bool = option(
+        False, "log for TensorBoard too, in the folder tensorboard of --output_dir", may_change=True
+    )
+    wandb: bool = option(
+        False,
+        "log to Weights & Biases too; its own variables (WANDB_PROJECT) hold",
+        may_change=True,
+    )
+    profile_steps: str = option(
+        "",
+        "A:B: trace steps A to B with jax.profiler into the folder profile of --output_dir; empty: "
+        "none",
+        may_change=True,
+    )
     # what happens every so many steps; 0 is never
     val_every: int = option(20, "validate every N steps (-v)", minimum=0, may_change=True)
     val_batches: int = option(
@@ -264,7 +285,10 @@ class TrainConfig:
 
 
 # Options that say how a process begins, not what the run is.
-OF_THE_START = {"resume", "resume_step", "reschedule", "init_from", "output_dir"}
+OF_THE_START = {
+    "resume", "resume_step", "reschedule", "init_from", "output_dir", "compilation_cache",
+    "profile_steps",
+}  # fmt: skip
 
 
 def changes(before: dict, after: "TrainConfig", *, may_change: bool = False) -> list[str]:

@@ -158,7 +158,7 @@ def call(target: str, results: list, aliases: dict[int, int] | None = None) -> C
 @functools.cache
 def _load(library: str) -> str:
     """Load and register `library`; '' or the reason it was not."""
-    path = _path(library)
+    path = library_path(library)
     if path is None:
         return f"{LIBRARIES[library].file} was not built (build it: {_BUILD[library]})"
     if library == "cuda" and (reason := _unfit_gpu(jax.devices())):
@@ -178,7 +178,7 @@ def _unfit_gpu(devices: list) -> str:
     return ""
 
 
-def _path(library: str) -> Path | None:
+def library_path(library: str) -> Path | None:
     """Where `library` lies; None if it was not built."""
     # An editable install keeps Python files and libraries in different folders of the package.
     paths = [Path(folder) / LIBRARIES[library].file for folder in llmc_jax.__path__]
@@ -188,7 +188,7 @@ def _path(library: str) -> Path | None:
 @functools.cache
 def _library(library: str) -> ctypes.CDLL:
     """A loaded library, for its plain C functions."""
-    loaded = ctypes.CDLL(str(_path(library)))
+    loaded = ctypes.CDLL(str(library_path(library)))
     for name in ("llmc_active_isa", "llmc_supported_isas", "llmc_cuda_build"):
         if hasattr(loaded, name):
             getattr(loaded, name).restype = ctypes.c_char_p

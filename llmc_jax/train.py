@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
 from importlib import metadata
@@ -13,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from llmc_jax import ffi, machine, ops, program
+from llmc_jax import compilation_cache, ffi, machine, ops, program
 from llmc_jax.config import (
     BadInput,
     ModelConfig,
@@ -36,21 +37,28 @@ from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.lock import locked
-from llmc_jax.training.logger import Logger, read_metrics
-from llmc_jax.training.plot import plot_losses
+from llmc_jax.training.logger import Logger
+from llmc_jax.training.profile import Profile, profiled_steps
 from llmc_jax.training.progress import Progress
 from llmc_jax.training.report import Report
 from llmc_jax.training.resume import Start, find_start, open_weights, with_schedule
 from llmc_jax.training.run_dir import RunDir, open_run_dir
 from llmc_jax.training.saver import Saver
+from llmc_jax.training.startup import Startup
 from llmc_jax.training.step import TrainState, eval_step, gradient_memory, init_state, train_step
 from llmc_jax.training.stop import Stop
+from llmc_jax.training.trackers import open_trackers, require_trackers
+from llmc_jax.view.curves import read_run
+from llmc_jax.view.panels import LOSS
 
 
 def main(cfg: TrainConfig) -> None:
     """Check everything the user gave, then train, then say where the results are."""
+    startup = Startup()
+    require_trackers(cfg)
     model, weights = open_model(cfg.model)
     ffi.select_isa(cfg.cpu_isa)
+    cache = compilation_cache.enable(cfg.compilation_cache, names=bool(cfg.profile_steps))
     mesh = parallel.make_mesh()
     chosen, names = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)
     data = open_data(cfg, model, mesh.size)
@@ -69,16 +77,18 @@ def main(cfg: TrainConfig) -> None:
             start, cfg = find_start(checkpoints, cfg, run_record(cfg, model, names, data[0]))
         else:
             cfg = with_schedule(cfg, None)
-        print_banner(cfg, model, names, mesh)
+        print_banner(cfg, model, names, mesh, cache)
+        startup.part("files")
         ended = train(
-            cfg, model, weights, mesh, chosen, names, data, run, checkpoints, start, hellaswag
-        )
+            cfg, model, weights, mesh, chosen, names, data, run, checkpoints, start, hellaswag,
+            startup,
+        )  # fmt: skip
         if run and ended:
             report_files(run, checkpoints)
 
 
 def train(
-    cfg, model, weights, mesh, chosen, names, data, run, checkpoints, begin, hellaswag
+    cfg, model, weights, mesh, chosen, names, data, run, checkpoints, begin, hellaswag, startup
 ) -> bool:
     """The loop from the step `begin` says, in llm.c's order: validate, sample, save, step.
 
@@ -88,18 +98,24 @@ def train(
     began = time.perf_counter()
     train_data, val_data = data
     start = begin.step
-    state = make_state(model, weights, cfg, checkpoints, start, mesh)
-    if checkpoints and cfg.saves_checkpoints:
-        checkpoints.reserve(state)
     step_options = dict(ops=chosen, model=model, cfg=cfg)
-    memory = parallel.replicate(gradient_memory(state.params, model, cfg), mesh)
-    update = compile_update(partial(train_step, **step_options), state, memory, cfg, mesh)
+    with ThreadPoolExecutor(1) as compiler:  # XLA compiles while the state is made
+        update = partial(train_step, **step_options)
+        update = compiler.submit(compile_update, update, *state_like(model, cfg, mesh), cfg, mesh)
+        state = make_state(model, weights, cfg, checkpoints, start, mesh)
+        if checkpoints and cfg.saves_checkpoints:
+            checkpoints.reserve(state)
+        memory = parallel.replicate(gradient_memory(state.params, model, cfg), mesh)
+        startup.part("state")
+        update = update.result()
     ffi.trim_memory()
+    startup.part("rest of compilation")
     evaluate = parallel.map_eval_step(partial(eval_step, **step_options), mesh)
     sample = make_sampler(chosen, model, cfg.dtype)
-    logger, progress = Logger(run, start), Progress(start, cfg.max_steps)
-    report = Report(logger, progress, cfg.total_batch_size)
     record = run_record(cfg, model, names, train_data)
+    trackers = open_trackers(cfg, run, record, start)
+    logger, progress = Logger(run, start, trackers), Progress(start, cfg.max_steps)
+    report = Report(logger, progress, cfg.total_batch_size)
     saver = Saver(checkpoints, cfg, record, start, progress.message)
 
     def due(every: int, step: int) -> bool:
@@ -107,7 +123,12 @@ def train(
         done_before = step == start and begin.loop_done
         return every > 0 and (step % every == 0 or step == cfg.max_steps) and not done_before
 
-    with Stop() as stop, closing(train_batches(train_data, cfg, mesh, start)) as batches:
+    with (
+        Stop() as stop,
+        closing(train_batches(train_data, cfg, mesh, start)) as batches,
+        Profile(run, cfg, update, start) as profile,
+        logger,
+    ):
         for step in range(start, max(start, cfg.max_steps) + 1):
             stopping = bool(stop.requested) and step < cfg.max_steps
             validate_now = due(cfg.val_every, step)
@@ -115,8 +136,11 @@ def train(
             save_now = saver.due(step)
             last = step >= cfg.max_steps
             pause = validate_now or sample_now or save_now or stopping or last
+            pause |= profile.turns_at(step)
             if pause:
                 report.catch_up()
+            if where := profile.stop(step):
+                progress.message(where)
             refuse_bad_numbers(report, cfg, checkpoints)
             if stopping:
                 break
@@ -139,9 +163,17 @@ def train(
                 report.restart_clock()
             if last:
                 break
+            if step == start:
+                startup.part("logs and validation")
             batch, waited = train_batch(batches)
-            state, memory, metrics = update(state, memory, *batch)
+            profile.start(step)
+            with profile.step(step):
+                state, memory, metrics = update(state, memory, *batch)
             report.dispatched(step, metrics, waited)
+            if step == start:
+                report.catch_up()
+                startup.part("first step")
+                progress.message(str(startup))
         progress.close()
         if stopping:
             outcome = saver.stop(state, step, report.bad_in_a_row)
@@ -210,9 +242,11 @@ def resolve(
     if not cfg.resume and (cfg.resume_step != -1 or cfg.reschedule):
         flag = "reschedule" if cfg.reschedule else "resume_step"
         raise BadInput(f"--{flag} is for a run that is continued; add --resume.")
-    return dataclasses.replace(
+    cfg = dataclasses.replace(
         cfg, model=canonical_model(cfg.model), total_batch_size=total, max_steps=max_steps
     )
+    profiled_steps(cfg)
+    return cfg
 
 
 def open_hellaswag(
@@ -290,6 +324,13 @@ def weights_of_another_run(cfg: TrainConfig, model: ModelConfig, weights, mesh) 
     return checkpoints.restore_params(step, parallel.replicated_like(gpt2.shapes(model), mesh))
 
 
+def state_like(model: ModelConfig, cfg: TrainConfig, mesh):
+    """The state and the memory for gradients as shapes: all that compiling has to know of them."""
+    state = jax.eval_shape(init_state, gpt2.shapes(model))
+    memory = jax.eval_shape(partial(gradient_memory, model=model, cfg=cfg), state.params)
+    return parallel.replicated_like((state, memory), mesh)
+
+
 def compile_update(step, state: TrainState, memory, cfg: TrainConfig, mesh):
     """The training step, mapped and compiled, with a line on time and memory."""
     began = time.perf_counter()
@@ -359,7 +400,9 @@ def run_record(
     )
 
 
-def print_banner(cfg: TrainConfig, model: ModelConfig, names: dict[str, str], mesh) -> None:
+def print_banner(
+    cfg: TrainConfig, model: ModelConfig, names: dict[str, str], mesh, cache: str
+) -> None:
     """Everything that is in force, before the first step."""
     platform = jax.default_backend()
     A = cfg.total_batch_size // (cfg.batch_size * cfg.sequence_length * mesh.size)
@@ -372,20 +415,25 @@ def print_banner(cfg: TrainConfig, model: ModelConfig, names: dict[str, str], me
         f"step     {cfg.total_batch_size:,} tokens ({mesh.size} devices x {A} micro-batches x "
         f"{cfg.batch_size} x {cfg.sequence_length}), {cfg.dtype}, recompute {cfg.recompute}\n"
         f"schedule {cfg.schedule_steps} steps, {cfg.lr_schedule} from {cfg.learning_rate} to "
-        f"{cfg.learning_rate * cfg.final_lr_fraction:.3g} after {cfg.warmup_steps} of warm-up"
+        f"{cfg.learning_rate * cfg.final_lr_fraction:.3g} after {cfg.warmup_steps} of warm-up\n"
+        f"cache    {cache}"
     )
 
 
 def report_files(run: RunDir, checkpoints: Checkpointer) -> None:
     """Draw the picture; say where everything is and what can be done with it."""
+    # Here, because it imports matplotlib: half a second that the start can do without.
+    from llmc_jax.view.picture import save_picture
+
+    if not run.metrics.exists():  # no step was made, none could be logged
+        return
+    logged = read_run(run.root)
     try:
-        metrics = read_metrics(run.metrics)
-        plot_losses(metrics, run.picture)
+        save_picture([logged], run.picture, [LOSS])
     except OSError as error:
         raise RunStopped(f"{run.picture} cannot be drawn: {error.strerror}.") from error
-    val = [m["val_loss"] for m in metrics if "val_loss" in m]
-    if val:
-        print(f"validation loss {val[-1]:.4f}")
+    if val := logged.curves.get("val_loss"):
+        print(f"validation loss {val.values[-1]:.4f}")
     steps = checkpoints.steps()
     if steps:
         print(f"checkpoint {checkpoints.path(steps[-1])}")

@@ -1,5 +1,10 @@
 """Settings of all tests."""
 
+import os
+
+# Programs that tests compile are no use to anybody later: no folder of the user's is written to.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
 import jax
 import pytest
 

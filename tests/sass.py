@@ -89,7 +89,7 @@ def _plain(symbol: str) -> str:
 
 
 if __name__ == "__main__":
-    kernels = read(ffi._path("cuda"))
+    kernels = read(ffi.library_path("cuda"))
     text = json.dumps(dict(build=ffi.status("gpu"), kernels=kernels), indent=1)
     text = re.sub(r'(?<=\{)\s+("registers"[^}]*?)\s+(?=\})', r"\1", text)  # a line for a kernel
     GOLDEN.write_text(re.sub(r',\n\s+(?="[A-Z0-9.]+": \d)', ", ", text) + "\n")

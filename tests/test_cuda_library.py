@@ -43,11 +43,11 @@ def kernels():
         pytest.skip(ffi.status("gpu"))
     if not sass.cuobjdump():
         pytest.skip("there is no cuobjdump with nvdisasm (pip install -e .[dev])")
-    return sass.read(ffi._path("cuda"))
+    return sass.read(ffi.library_path("cuda"))
 
 
 def test_it_loads_without_a_gpu_and_says_what_it_was_built_for():
-    if ffi._path("cuda") is None:
+    if ffi.library_path("cuda") is None:
         pytest.skip(ffi.status("gpu"))
     assert ffi.status("gpu").startswith("libllmc_cuda.so loaded, nvcc 1")
     library = ffi._library("cuda")

@@ -1,4 +1,7 @@
-"""main.log in llm.c's line format (llmc/logger.h), and metrics.jsonl, a JSON object a line."""
+"""main.log in llm.c's line format (llmc/logger.h), and metrics.jsonl, a JSON object a line.
+
+Whoever else wants the numbers (trackers.py) gets them from here.
+"""
 
 import json
 from collections.abc import Callable
@@ -10,12 +13,14 @@ from llmc_jax.training.step import Metrics
 
 
 class Logger:
-    """Appends to the two logs; with no run directory it does nothing."""
+    """Appends to the two logs; with no run directory it does nothing. A context that closes the
+    trackers."""
 
-    def __init__(self, run: RunDir | None, start: int):
+    def __init__(self, run: RunDir | None, start: int, trackers=()):
         """start: the step the run begins at; lines of later steps, left by a run that died after
-        its last checkpoint, are taken out. A line that cannot be written is kept until it can."""
-        self._run = run
+        its last checkpoint, are taken out. A line that cannot be written is kept until it can.
+        trackers: get the objects of metrics.jsonl too; one that fails gets no more."""
+        self._run, self._trackers = run, list(trackers)
         self._unwritten = {run.main_log: "", run.metrics: ""} if run else {}
         self.problem = ""  # why lines are kept
         if run:
@@ -68,6 +73,21 @@ class Logger:
             self._unwritten[self._run.main_log] += line + "\n"
             self._unwritten[self._run.metrics] += json.dumps(metrics) + "\n"
             self.flush()
+        self._each_tracker(lambda tracker: tracker.write(metrics))
+
+    def _each_tracker(self, act: Callable) -> None:
+        for tracker in list(self._trackers):
+            try:
+                act(tracker)
+            except Exception as error:  # whatever it is, the run goes on without it
+                self._trackers.remove(tracker)
+                print(f"no more goes to {type(tracker).__name__}: {type(error).__name__}: {error}")
+
+    def __enter__(self) -> "Logger":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._each_tracker(lambda tracker: tracker.close())
 
     def flush(self) -> None:
         """Write what is kept. What goes wrong is the new `problem`."""

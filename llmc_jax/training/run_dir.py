@@ -27,6 +27,16 @@ class RunDir(NamedTuple):
         return self.root / "losses.png"
 
     @property
+    def profile(self) -> Path:
+        """What --profile_steps writes."""
+        return self.root / "profile"
+
+    @property
+    def tensorboard(self) -> Path:
+        """What --tensorboard writes."""
+        return self.root / "tensorboard"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder a step."""
         return self.root / "checkpoints"

@@ -13,7 +13,7 @@ SCHEDULES = (0, 1, 2)
 @functools.cache
 def library() -> ctypes.CDLL:
     ffi.require("emulated", asked="emulated kernels")
-    return ctypes.CDLL(str(ffi._path("emulated")))
+    return ctypes.CDLL(str(ffi.library_path("emulated")))
 
 
 @contextlib.contextmanager

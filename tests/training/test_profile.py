@@ -1,0 +1,108 @@
+"""A profile reads like the model, changes no instruction, and its range is checked."""
+
+import dataclasses
+import gzip
+import json
+from contextlib import nullcontext
+
+import pytest
+
+from llmc_jax import config, ops, train
+from llmc_jax.config import BadInput
+from llmc_jax.models import gpt2
+from llmc_jax.training.profile import instruction_names, named, profiled_steps, short_name
+from tests import tiny
+from tests.training.test_step import batch, make_step
+
+
+@pytest.fixture
+def cfg(tmp_path, monkeypatch):
+    monkeypatch.setitem(config.MODELS, "tiny", tiny.MODEL)
+    return tiny.config(**tiny.write_data(tmp_path), output_dir=f"{tmp_path}/run", val_every=0)
+
+
+def lowered(spec: str):
+    step, state, memory, _ = make_step(spec)
+    return step.lower(state, memory, *batch(1, 2))
+
+
+def test_every_op_and_layer_is_named():
+    names = set(instruction_names(lowered("auto").compile().as_text()).values())
+    ops_of_a_block = ("matmul", "attention", "residual_layernorm", "mlp")
+    wanted = [
+        f"block{layer}/{op}.{direction}"
+        for layer in range(tiny.MODEL.L)
+        for op in ops_of_a_block
+        for direction in ("forward", "backward")
+    ]
+    wanted += ["encoder.forward", "encoder.backward", "layernorm.backward", "classifier.forward"]
+    assert not {*wanted, "adamw", "global_norm"} - names
+
+
+@pytest.mark.parametrize("spec", ["jnp", "auto"])
+def test_names_change_no_instruction(spec, monkeypatch):
+    """What XLA gets to compile is the same text without them."""
+    with_names = lowered(spec)
+    assert "attention.backward" in with_names.as_text(debug_info=True)
+    monkeypatch.setattr(ops, "named", lambda name, op: op)
+    monkeypatch.setattr(gpt2.jax, "named_scope", lambda name: nullcontext())
+    without = lowered(spec)
+    assert "attention.backward" not in without.as_text(debug_info=True)
+    assert with_names.as_text() == without.as_text()
+
+
+def test_a_trace_of_some_steps_has_the_names(cfg, tmp_path, capsys):
+    train.main(dataclasses.replace(cfg, profile_steps="3:4"))
+    path = tmp_path / "run" / "profile" / "steps_3_4.json.gz"
+    assert f"profile of steps 3 to 4: {path} for ui.perfetto.dev" in capsys.readouterr().out
+    with gzip.open(path) as file:
+        events = [event.get("name", "") for event in json.load(file)["traceEvents"]]
+    assert events.count("block0/attention.forward") == 2  # steps
+    assert events.count("block1/mlp.backward") == 2 and events.count("adamw") >= 2
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))  # for XProf
+
+
+def test_a_resumed_run_traces_what_is_left(cfg, tmp_path, capsys):
+    train.main(dataclasses.replace(cfg, max_steps=3, checkpoint_every=3, schedule_steps=6))
+    again = dataclasses.replace(cfg, resume=True, schedule_steps=6)
+    train.main(dataclasses.replace(again, profile_steps="2:3"))
+    assert "--profile_steps=2:3: those steps are over" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "profile").exists()
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (
+            "10",
+            "--profile_steps=10 is not a range of steps; write .* as 10:15",
+        ),
+        ("a:b", "is not a range"),
+        ("0:3", "is not a range"),
+        ("5:4", "is not a range"),
+        ("5:7", "--profile_steps=5:7 is past the end: the run has 6 steps"),
+    ],
+)
+def test_a_bad_range_is_refused_before_anything_is_written(cfg, tmp_path, steps, message):
+    with pytest.raises(BadInput, match=message):
+        train.main(dataclasses.replace(cfg, profile_steps=steps))
+    with pytest.raises(BadInput, match="--profile_steps=1:2 needs --output_dir"):
+        profiled_steps(dataclasses.replace(cfg, profile_steps="1:2", output_dir=""))
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_are_without_what_jax_puts_around_them():
+    path = "jit(train_step)/shard_map/while/body/closed_call/block3/attention.backward/ffi_call"
+    assert short_name(path) == "block3/attention.backward"
+    assert short_name("jit(train_step)/block3/add") == "block3/add"
+    trace = dict(
+        traceEvents=[
+            dict(name="ffi_call.1", args=dict(hlo_op="ffi_call.1"), dur=1),
+            dict(name="end: ffi_call.1"),
+            dict(name="other"),
+        ]
+    )
+    assert [e["name"] for e in named(trace, {"ffi_call.1": "adamw"})["traceEvents"]] == [
+        "adamw",
+        "other",
+    ]
