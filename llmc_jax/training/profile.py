@@ -12,6 +12,7 @@ from llmc_jax.training.run_dir import RunDir
 
 # What JAX puts around the names of ops.py and gpt2.py.
 NOT_OURS = re.compile(r"jit\(.*\)|shard_map|while|body|closed_call|ffi_call")
+MODULE = re.compile(r"HloModule ([\w.-]+)")
 INSTRUCTION = re.compile(r'%?([\w.-]+) = .*metadata=\{[^}]*op_name="([^"]*)"')
 
 
@@ -88,9 +89,8 @@ class Profile:
         jax.profiler.stop_trace()
         written = max(self._folder.rglob("*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
         path = self._folder / f"steps_{self._steps.start}_{self._steps.stop - 1}.json.gz"
-        names = instruction_names(self._compiled.as_text())
         with gzip.open(written) as file:
-            trace = named(json.load(file), names)
+            trace = named(json.load(file), self._compiled.as_text())
         with gzip.open(path, "wt") as file:
             json.dump(trace, file)
         return (
@@ -109,12 +109,16 @@ def short_name(op_name: str) -> str:
     return "/".join(part for part in op_name.split("/") if not NOT_OURS.fullmatch(part))
 
 
-def named(trace: dict, names: dict[str, str]) -> dict:
-    """`trace` with each instruction under its name of `names`; its own stays in args.hlo_op."""
+def named(trace: dict, hlo: str) -> dict:
+    """`trace` with each instruction of the program `hlo` under the name of what it belongs to; its
+    own stays in args.hlo_op. Instructions of other programs (a validation) keep theirs."""
+    module, names = MODULE.match(hlo)[1], instruction_names(hlo)
     events = []
     for event in trace["traceEvents"]:
         if event.get("name", "").startswith("end: "):
             continue  # XLA:CPU marks ends beside the events that have a duration
-        instruction = event.get("args", {}).get("hlo_op")
-        events.append(event | {"name": names[instruction]} if instruction in names else event)
+        args = event.get("args", {})
+        if args.get("hlo_module") == module and args.get("hlo_op") in names:
+            event = event | dict(name=names[args["hlo_op"]])
+        events.append(event)
     return trace | dict(traceEvents=events)

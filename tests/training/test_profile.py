@@ -95,14 +95,16 @@ def test_names_are_without_what_jax_puts_around_them():
     path = "jit(train_step)/shard_map/while/body/closed_call/block3/attention.backward/ffi_call"
     assert short_name(path) == "block3/attention.backward"
     assert short_name("jit(train_step)/block3/add") == "block3/add"
-    trace = dict(
-        traceEvents=[
-            dict(name="ffi_call.1", args=dict(hlo_op="ffi_call.1"), dur=1),
-            dict(name="end: ffi_call.1"),
-            dict(name="other"),
-        ]
+
+
+def test_only_instructions_of_the_step_get_its_names():
+    hlo = (
+        "HloModule jit_step, is_scheduled=true\n"
+        '  %call.1 = f32[2]{0} custom-call(%x), metadata={op_name="jit(step)/adamw/ffi_call"}\n'
     )
-    assert [e["name"] for e in named(trace, {"ffi_call.1": "adamw"})["traceEvents"]] == [
-        "adamw",
-        "other",
-    ]
+    ours, another = (dict(hlo_op="call.1", hlo_module=name) for name in ("jit_step", "jit_eval"))
+    events = [dict(name="call.1", args=args) for args in (ours, another)]
+    events += [dict(name="end: call.1"), dict(name="something")]
+    trace = named(dict(traceEvents=events), hlo)
+    assert [event["name"] for event in trace["traceEvents"]] == ["adamw", "call.1", "something"]
+    assert trace["traceEvents"][0]["args"]["hlo_op"] == "call.1"
