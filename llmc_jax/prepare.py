@@ -1,16 +1,27 @@
 """Make token shards from text: python -m llmc_jax.prepare --source=pystdlib."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from llmc_jax import program
 from llmc_jax.config import BadInput, option
-from llmc_jax.data import tokens
-from llmc_jax.data.sources import pystdlib, text, tinyshakespeare
-from llmc_jax.data.tokenizer import EOT, tokenizer
+from llmc_jax.data import manifest as manifests
+from llmc_jax.data import pipeline, tokens
+from llmc_jax.data.manifest import Manifest, Shard
+from llmc_jax.data.sources import (
+    Source,
+    fineweb,
+    jsonl,
+    parquet,
+    pystdlib,
+    text,
+    tinyshakespeare,
+    tinystories,
+)
+
+MAX_TOKENS = 2**31 - 1  # a shard's header counts in int32
 
 
 @dataclass(frozen=True)
@@ -19,78 +30,155 @@ class PrepareConfig:
 
     source: str = option(
         "pystdlib",
-        "pystdlib: this Python's standard library and documentation; tinyshakespeare: llm.c's; "
-        "text: the UTF-8 files of --input",
-        choices=("pystdlib", "tinyshakespeare", "text"),
+        "pystdlib: this Python's standard library and documentation; tinyshakespeare, tinystories, "
+        "fineweb: llm.c's; fineweb_shards: FineWeb as llm.c's ready-made shards; text: the UTF-8 "
+        "files of --input; jsonl, parquet: the --field of each of their lines or rows",
+        choices=(
+            "pystdlib", "tinyshakespeare", "tinystories", "fineweb", "fineweb_shards", "text",
+            "jsonl", "parquet",
+        ),
+    )  # fmt: skip
+    input: str = option(
+        "", "files (globs, comma-separated), or a local copy of what would be downloaded"
     )
-    input: str = option("", "files for --source=text (globs, comma-separated), or a local copy")
+    field: str = option("text", "field of JSON lines, or column of parquet files, with the text")
+    fineweb_type: str = option(
+        "classic", "classic: FineWeb; edu: FineWeb-Edu (-t)", choices=("classic", "edu")
+    )
+    fineweb_version: str = option(
+        "10B",
+        "tokens of --source=fineweb; sample: the first file of 10B (-v)",
+        choices=("10B", "100B", "sample"),
+    )
+    max_shards: int = option(
+        -1, "how many shards of --source=fineweb_shards to train on; -1: all", minimum=-1
+    )
     output_dir: str = option("", "directory for the shards; empty: data/SOURCE")
+    download_dir: str = option("data/downloads", "directory for what is downloaded")
+    hub: str = option("https://huggingface.co", "where Hugging Face's files are: it, or a mirror")
     val_fraction: float = option(
-        0.05, "share of the tokens of --source=text, at its end, for validation", minimum=0
+        0.05,
+        "share for validation, at the end: of the bytes of text and jsonl, the rows of parquet",
+        minimum=0,
     )
-    shard_tokens: int = option(100_000_000, "most tokens in a shard", minimum=1)
+    shard_tokens: int = option(100_000_000, "most tokens in a shard (-s)", minimum=1)
+    workers: int = option(0, "processes that tokenise; 0: one a core", minimum=0)
+    verify: bool = option(False, "only compare the shards in --output_dir with their manifest")
+
+
+# The flags that decide what each source's shards hold.
+DECIDING = {
+    "pystdlib": ["shard_tokens"],
+    "tinyshakespeare": ["shard_tokens"],
+    "tinystories": ["shard_tokens"],
+    "fineweb": ["fineweb_type", "fineweb_version", "shard_tokens"],
+    "fineweb_shards": ["fineweb_type"],
+    "text": ["val_fraction", "shard_tokens"],
+    "jsonl": ["field", "val_fraction", "shard_tokens"],
+    "parquet": ["field", "val_fraction", "shard_tokens"],
+}
 
 
 def main(cfg: PrepareConfig) -> None:
-    """Write SOURCE_train_000000.bin, ..., SOURCE_val_000000.bin into the output directory."""
-    train, val = _tokens(cfg)
-    folder = Path(cfg.output_dir or f"data/{cfg.source}")
-    shards = _shards(f"{cfg.source}_train", train, cfg) | _shards(f"{cfg.source}_val", val, cfg)
-    _refuse_other_shards(folder, cfg.source, shards)
+    """Write STEM_train_000000.bin, STEM_val_000000.bin, ... and their manifest.json.
+
+    What an earlier run of the same command has finished is compared with the manifest and kept.
+    """
+    folder = Path(cfg.output_dir or f"data/{_folder(cfg)}")
+    if cfg.verify:
+        manifest = manifests.verify(folder)
+        count = sum(shard.tokens for shard in manifest.shards)
+        print(f"{folder}: {len(manifest.shards)} shards, {count:,} tokens, as in the manifest")
+        return
+    if cfg.shard_tokens > MAX_TOKENS:
+        raise BadInput(f"--shard_tokens={cfg.shard_tokens} is too many: at most {MAX_TOKENS}.")
+    if cfg.source == "fineweb_shards":
+        stem, manifest = fineweb.STEMS[cfg.fineweb_type], _ready_made(cfg, folder)
+    else:
+        source = _source(cfg)
+        stem, manifest = source.stem, _write(cfg, folder, source)
+    manifests.refuse_others(folder, manifest)
+    dataclasses.replace(manifest, complete=True).write(folder)
+    print(
+        f"train on them with --train_data='{folder}/{stem}_train_*.bin' "
+        f"--val_data='{folder}/{stem}_val_*.bin'"
+    )
+
+
+def _folder(cfg: PrepareConfig) -> str:
+    """The name of the source's folder; of FineWeb's, llm.c's name."""
+    if cfg.source == "fineweb_shards":
+        return f"{fineweb.STEMS[cfg.fineweb_type]}100B"
+    if cfg.source == "fineweb":
+        return f"{fineweb.STEMS[cfg.fineweb_type]}{cfg.fineweb_version}"
+    return cfg.source
+
+
+def _source(cfg: PrepareConfig) -> Source:
+    """The documents of the chosen source, on this machine. Raises BadInput."""
+    size = dict(shard_tokens=cfg.shard_tokens)
+    downloads = Path(cfg.download_dir)
+    if cfg.source == "pystdlib":
+        return pystdlib.source(**size)
+    if cfg.source == "tinyshakespeare":
+        return tinyshakespeare.source(cfg.input, downloads, **size)
+    if cfg.source == "tinystories":
+        return tinystories.source(cfg.input, downloads, hub_url=cfg.hub, **size)
+    if cfg.source == "fineweb":
+        return fineweb.source(
+            cfg.input, downloads, kind=cfg.fineweb_type, version=cfg.fineweb_version,
+            hub_url=cfg.hub, **size,
+        )  # fmt: skip
+    if cfg.source == "text":
+        return text.source(cfg.input, val_fraction=cfg.val_fraction, **size)
+    module = {"jsonl": jsonl, "parquet": parquet}[cfg.source]
+    return module.source(cfg.input, field=cfg.field, val_fraction=cfg.val_fraction, **size)
+
+
+def _manifest(cfg: PrepareConfig, folder: Path, inputs: list[dict]) -> Manifest:
+    """The folder's manifest, as far as its shards are there; of a new folder, an empty one."""
+    options = {name: getattr(cfg, name) for name in DECIDING[cfg.source]}
+    manifest = manifests.agreed(folder, Manifest(cfg.source, options, inputs))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(
             f"--output_dir={folder} cannot be made: {error.strerror}; name another directory."
         ) from error
-    for name, part in shards.items():
-        tokens.write_shard(folder / name, part)
-        print(f"{folder / name}: {len(part):,} tokens")
-    print(
-        f"train on them with --train_data='{folder}/{cfg.source}_train_*.bin' "
-        f"--val_data='{folder}/{cfg.source}_val_*.bin'"
+    return manifest
+
+
+def _write(cfg: PrepareConfig, folder: Path, source: Source) -> Manifest:
+    """Write the shards that are not there; gives the manifest of all."""
+    manifest = _manifest(cfg, folder, source.inputs)
+    for shard in manifest.shards:
+        print(f"{folder / shard.file}: {shard.tokens:,} tokens, there already")
+    if manifest.complete:
+        return manifest
+    workers = cfg.workers or os.cpu_count()
+    for number, stream in enumerate(source.streams):
+        for grown in pipeline.write(stream, number, folder, manifest, workers=workers):
+            manifest = grown
+            shard = manifest.shards[-1]
+            print(f"{folder / shard.file}: {shard.tokens:,} tokens")
+    if not manifest.shards:
+        raise BadInput(f"--source={cfg.source} holds no text; name other files with --input.")
+    return manifest
+
+
+def _ready_made(cfg: PrepareConfig, folder: Path) -> Manifest:
+    """Fetch the shards that are not there; gives the manifest of all."""
+    manifest = _manifest(cfg, folder, [])
+    files = fineweb.ready_made(
+        folder, kind=cfg.fineweb_type, max_shards=cfg.max_shards, hub_url=cfg.hub
     )
-
-
-def _tokens(cfg: PrepareConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation tokens of the chosen source."""
-    if cfg.source == "tinyshakespeare":
-        return tinyshakespeare.tokens(cfg.input)
-    if cfg.source == "pystdlib":
-        train, val = pystdlib.documents()
-        return _encode(train), _encode(val)
-    if cfg.val_fraction >= 1:
-        raise BadInput("--val_fraction must be below 1: the rest is what is trained on.")
-    encoded = _encode(text.documents(cfg.input))
-    cut = len(encoded) - int(len(encoded) * cfg.val_fraction)
-    return encoded[:cut], encoded[cut:]
-
-
-def _encode(documents: list[str]) -> np.ndarray:
-    """The tokens of all documents, each after an end-of-text token; uint16."""
-    batches = tokenizer().encode_ordinary_batch(documents, num_threads=os.cpu_count())
-    return np.concatenate([np.array([EOT, *batch], np.uint16) for batch in batches])
-
-
-def _shards(stem: str, data: np.ndarray, cfg: PrepareConfig) -> dict[str, np.ndarray]:
-    """File name -> its tokens."""
-    starts = range(0, len(data), cfg.shard_tokens)
-    return {
-        f"{stem}_{number:06d}.bin": data[start : start + cfg.shard_tokens]
-        for number, start in enumerate(starts)
-    }
-
-
-def _refuse_other_shards(folder: Path, source: str, shards: dict[str, np.ndarray]) -> None:
-    """Raises BadInput where `folder` has shards of this source with other content."""
-    for path in sorted(folder.glob(f"{source}_*.bin")):
-        if path.name not in shards or not np.array_equal(
-            tokens.read_shard(path), shards[path.name]
-        ):
-            raise BadInput(
-                f"{path} holds other tokens than would be written; remove it or name another "
-                f"--output_dir."
-            )
+    shards = [
+        Shard(file["file"], len(tokens.read_shard(folder / file["file"])), file["sha256"])
+        for file in files
+    ]
+    for shard in shards:
+        print(f"{folder / shard.file}: {shard.tokens:,} tokens")
+    return dataclasses.replace(manifest, shards=shards)
 
 
 if __name__ == "__main__":

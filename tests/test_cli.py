@@ -94,7 +94,7 @@ def test_bad_input_to_train(results, folder, name):
     ("program", "flags", "message"),
     [
         ("prepare", ["--source=text", "--input=/nowhere.txt"], "--input=/nowhere.txt matches no"),
-        ("prepare", ["--source=wiki"], "<pystdlib|tinyshakespeare|text>"),
+        ("prepare", ["--source=wiki"], "<pystdlib|tinyshakespeare|tinystories|fineweb"),
         (
             "prepare",
             ["--source=text", f"--input={__file__}", f"--output_dir={__file__}/out"],

@@ -34,6 +34,10 @@ TRY_AGAIN = {
 }  # what a server says that may soon say another thing
 
 
+class Unreachable(Exception):
+    """An address that gives no answer; the message is the reason."""
+
+
 class _Failed(Exception):
     """A try that another one may mend; the message is the reason."""
 
@@ -65,6 +69,24 @@ def download(
     os.replace(part, path)
     _tag_file(part).unlink(missing_ok=True)
     return path
+
+
+def get(url: str, *, retries: int = 5):
+    """The few bytes at `url`, and the answer's headers. Raises Unreachable."""
+    for failures in range(retries + 1):
+        request = urllib.request.Request(url, headers={"User-Agent": "llmc_jax"})
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+                return response.read(), response.headers
+        except urllib.error.HTTPError as error:
+            reason = f"the server says {error.code} {error.reason}"
+            if error.code not in TRY_AGAIN:
+                break
+        except (OSError, http.client.HTTPException) as error:
+            reason = _reason(error)
+        if failures < retries:
+            time.sleep(min(FIRST_WAIT_S * 2**failures, LONGEST_WAIT_S))
+    raise Unreachable(reason)
 
 
 def by_hand(url: str, path: str | Path, reason: str) -> BadInput:

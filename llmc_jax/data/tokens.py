@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from llmc_jax.config import BadInput
+from llmc_jax.files import new_file
 
 # (magic, version) -> type of the tokens
 KINDS = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
@@ -43,16 +44,18 @@ def read_shard(path: str | Path) -> np.ndarray:
 
 
 def write_shard(path: str | Path, tokens: np.ndarray, dtype="uint16") -> None:
-    """Write tokens as a shard, uint16 or uint32; the file appears whole or not at all."""
+    """Write tokens as a shard, uint16 or uint32; the file appears whole or not at all.
+
+    Raises BadInput where it cannot be written.
+    """
     ((magic, version),) = (kind for kind, d in KINDS.items() if d == np.dtype(dtype))
-    path = Path(path)
     header = np.zeros(HEADER_INTS, "<i4")
     header[:3] = magic, version, len(tokens)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with new_file(path, overwrite=True) as file:
         file.write(header.tobytes())
         file.write(np.ascontiguousarray(tokens, dtype).data)
-    os.replace(temporary, path)
+        file.flush()
+        os.fsync(file.fileno())  # before a manifest says that it is there
 
 
 def find_shards(flag: str, pattern: str) -> list[str]:

@@ -54,11 +54,21 @@ def test_tinyshakespeare_is_tokenised_as_llm_c_does(tmp_path, monkeypatch):
     path.write_bytes(text)
     monkeypatch.setattr(tinyshakespeare, "SHA256", hashlib.sha256(text).hexdigest())
     monkeypatch.setattr(tinyshakespeare, "VAL_TOKENS", 100)
-    train, val = tinyshakespeare.tokens(str(path))
-    assert np.array_equal(np.concatenate([val, train]), wanted) and len(val) == 100
+    cfg = PrepareConfig(
+        source="tinyshakespeare", input=str(path), output_dir=f"{tmp_path}/out", shard_tokens=70,
+        workers=1,
+    )  # fmt: skip
+    prepare.main(cfg)
+    train, val = (shards(tmp_path / "out", split) for split in ("train", "val"))
+    assert [len(part) for part in val] == [70, 30] and {len(part) for part in train[:-1]} == {70}
+    assert np.array_equal(np.concatenate(val + train), wanted)
     path.write_bytes(text + b"\n")
     with pytest.raises(BadInput, match="is not the Tiny Shakespeare"):
-        tinyshakespeare.tokens(str(path))
+        prepare.main(cfg)
+
+
+def shards(folder, split: str) -> list[np.ndarray]:
+    return [read_shard(path) for path in sorted(folder.glob(f"*_{split}_*.bin"))]
 
 
 @pytest.fixture
@@ -67,22 +77,19 @@ def text_config(tmp_path):
     (tmp_path / "b.txt").write_text("And the second. " * 50)
     return PrepareConfig(
         source="text", input=f"{tmp_path}/*.txt", output_dir=f"{tmp_path}/out",
-        val_fraction=0.1, shard_tokens=100,
+        val_fraction=0.1, shard_tokens=100, workers=1,
     )  # fmt: skip
 
 
 def test_text_files_become_shards_that_read_back(text_config, tmp_path):
     prepare.main(text_config)
-    parts = {
-        split: [read_shard(p) for p in sorted((tmp_path / "out").glob(f"text_{split}_*.bin"))]
-        for split in ("train", "val")
-    }
-    assert all(len(part) == 100 for part in parts["train"][:-1])
-    tokens = np.concatenate(parts["train"] + parts["val"])
-    assert len(np.concatenate(parts["val"])) == int(0.1 * len(tokens))
-    assert tokens[0] == EOT and (tokens == EOT).sum() == 2
-    text = tokenizer().decode(tokens.tolist())
-    assert text == "<|endoftext|>".join(["", "The first document. " * 50, "And the second. " * 50])
+    train, val = (shards(tmp_path / "out", split) for split in ("train", "val"))
+    assert all(len(part) == 100 for part in train[:-1])
+    train, val = np.concatenate(train), np.concatenate(val)
+    assert train[0] == val[0] == EOT and (train == EOT).sum() == 2 and (val == EOT).sum() == 1
+    assert len(val) == pytest.approx(0.1 * len(train), abs=15)
+    text = "<|endoftext|>".join(["", "The first document. " * 50, "And the second. " * 50])
+    assert tokenizer().decode([*train.tolist(), *val[1:].tolist()]) == text
 
 
 def test_prepare_again_is_harmless_and_other_text_is_refused(text_config, tmp_path):
@@ -90,7 +97,7 @@ def test_prepare_again_is_harmless_and_other_text_is_refused(text_config, tmp_pa
     before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     prepare.main(text_config)
     (tmp_path / "a.txt").write_text("Something else. " * 50)
-    with pytest.raises(BadInput, match="holds other tokens than would be written"):
+    with pytest.raises(BadInput, match=r"the text has changed \(a.txt\)"):
         prepare.main(text_config)
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
 

@@ -5,16 +5,41 @@ character encodings, are left out: they are data rather than text.
 """
 
 import hashlib
+import json
+import platform
 import sysconfig
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+
+from llmc_jax.data.sources import Document, Source, Stream, numbered
 
 SKIPPED_FOLDERS = {
     "__pycache__", "dist-packages", "encodings", "idle_test", "pydoc_data", "site-packages",
     "test", "tests",
 }  # fmt: skip
 VAL_SHARE = 20  # one document in 20 is for validation
+
+
+def source(*, shard_tokens: int) -> Source:
+    """The library's modules and the manual's pages."""
+    splits = dict(zip(("train", "val"), documents(), strict=True))
+    digest = hashlib.sha256(json.dumps(splits).encode())
+    name = f"standard library of Python {platform.python_version()}"
+    return Source(
+        "pystdlib",
+        [dict(file=name, sha256=digest.hexdigest())],
+        [
+            Stream(
+                lambda skip, texts=texts: (
+                    Document(text, i + 1) for i, text in enumerate(texts) if i >= skip
+                ),
+                len(texts), "documents",
+                lambda split=split: numbered(f"pystdlib_{split}", shard_tokens),
+            )
+            for split, texts in splits.items()
+        ],
+    )  # fmt: skip
 
 
 def documents() -> tuple[list[str], list[str]]:

@@ -1,0 +1,100 @@
+"""Parquet files; one column's values are the documents, the last rows are for validation."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmc_jax.config import BadInput
+from llmc_jax.data.sources import Document, Source, Stream, describe, find_files, last, numbered
+
+ROWS = 1000  # read at once
+
+
+def source(pattern: str, *, field: str, shard_tokens: int, val_fraction: float) -> Source:
+    """The files that `pattern` names. The last `val_fraction` of all rows is for validation.
+
+    Raises BadInput where nothing matches or a file is not parquet or lacks the column.
+    """
+    paths = find_files("parquet", pattern)
+    size = sum(rows(paths, field))
+    if not size:
+        raise BadInput(f"--input={pattern} holds no rows; name other files.")
+    cut = last(size, val_fraction)
+    return Source(
+        "parquet",
+        [describe(path) for path in paths],
+        [
+            Stream(
+                lambda skip, a=begin, b=end: documents(paths, field, a + skip, b, origin=a),
+                end - begin, "documents",
+                lambda name=name: numbered(f"parquet_{name}", shard_tokens),
+            )
+            for name, begin, end in (("train", 0, cut), ("val", cut, size))
+        ],
+    )  # fmt: skip
+
+
+def rows(paths: list[Path], field: str) -> list[int]:
+    """How many rows each file has. Raises BadInput, also where one lacks the column `field`."""
+    counts = []
+    for path in paths:
+        with _opened(path) as file:
+            names = file.schema_arrow.names
+            if field not in names:
+                raise BadInput(
+                    f"{path} has no column '{field}' (it has {', '.join(names)}); name another "
+                    f"with --field."
+                )
+            counts.append(file.metadata.num_rows)
+    return counts
+
+
+def documents(
+    paths: list[Path], field: str, begin: int, end: int, *, origin: int = 0
+) -> Iterator[Document]:
+    """The column's values in the rows [begin, end) of all files. Row groups before are not read."""
+    row = 0
+    for path, count in zip(paths, rows(paths, field), strict=True):
+        if row + count <= begin:
+            row += count
+            continue
+        with _opened(path) as file:
+            for group in range(file.num_row_groups):
+                size = file.metadata.row_group(group).num_rows
+                if row + size > begin and row < end:
+                    for number, text in enumerate(_texts(path, file, group, field), row):
+                        if begin <= number < end:
+                            yield Document(text, number + 1 - origin)
+                row += size
+
+
+def _texts(path: Path, file, group: int, field: str) -> Iterator[str]:
+    from pyarrow import ArrowException
+
+    try:
+        for batch in file.iter_batches(batch_size=ROWS, row_groups=[group], columns=[field]):
+            values = batch.column(0).to_pylist()
+            if not all(isinstance(value, str) for value in values):
+                raise BadInput(f"{path} has values in the column '{field}' that are not text.")
+            yield from values
+    except (ArrowException, OSError) as error:
+        raise _broken(path, error) from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} has text in the column '{field}' that is not UTF-8.") from error
+
+
+def _opened(path: Path):
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise BadInput(f"{path} is read with pyarrow: pip install pyarrow.") from error
+    try:
+        return ParquetFile(path)
+    except (ArrowException, OSError) as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> BadInput:
+    return BadInput(
+        f"{path} cannot be read as parquet ({str(error).splitlines()[0]}); fetch or make it again."
+    )
