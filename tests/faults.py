@@ -33,7 +33,7 @@ import numpy as np
 from llmc_jax import config, ffi, machine, train
 from llmc_jax.config import BadInput, RunStopped
 from llmc_jax.models import gpt2
-from llmc_jax.training import checkpoint, manifest, parallel
+from llmc_jax.training import arrays, checkpoint, manifest, parallel
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.run_dir import RunDir
 from llmc_jax.training.step import init_state
@@ -95,6 +95,7 @@ def kill_in_a_save(draw):
     module, name = draw.choice(
         [
             (checkpoint, "_write_tree"),
+            (arrays, "_write_file"),
             (manifest, "write"),
             (manifest, "_measure"),
             (checkpoint.Checkpointer, "_remove_old"),
@@ -107,7 +108,7 @@ def kill_in_a_save(draw):
     _before(
         module,
         name,
-        draw.randint(1, 5),
+        draw.randint(1, 400 if name == "_write_file" else 5),  # a checkpoint has 160 such files
         die if at_once else lambda: _kill_soon(draw, signal.SIGKILL),
     )
 

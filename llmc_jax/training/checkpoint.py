@@ -21,14 +21,13 @@ from etils import epath
 
 from llmc_jax.config import BadInput
 from llmc_jax.models.gpt2 import Params
-from llmc_jax.training import manifest
+from llmc_jax.training import arrays, manifest
 from llmc_jax.training.step import TrainState
 
 STEP_DIGITS = 8
 STATE = "state"
 RUN = "run.json"
-ALIGNMENT = 64
-FILE_BYTES = 1 << 26  # about so large are the files of the state: several can be read at once
+LEAF_BYTES = 1 << 14  # an array takes beside its own: two files and a folder, in blocks
 UNFINISHED = "unfinished"  # a file in a folder that is being written or removed
 
 
@@ -98,7 +97,7 @@ class Checkpointer:
 
     def reserve(self, state: TrainState) -> None:
         """Take the memory for copies of `state`, in the background, so that no save has to."""
-        self._copy = jax.tree.map(_memory_like, state)
+        self._copy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)
         self._start(self._touch)
 
     def save(self, state: TrainState, run: dict, step: int) -> None:
@@ -179,10 +178,12 @@ class Checkpointer:
             self._folder.mkdir(exist_ok=True)
             folder.mkdir()
             (folder / UNFINISHED).touch()
-            _claim_space(folder, sum(leaf.nbytes for leaf in jax.tree.leaves(self._copy)))
-            _write_tree(folder / STATE, self._copy)
+            _claim_space(
+                folder, sum(leaf.nbytes + LEAF_BYTES for leaf in jax.tree.leaves(self._copy))
+            )
+            written = _write_tree(folder / STATE, self._copy)
             (folder / RUN).write_text(json.dumps(run, indent=1))
-            manifest.write(folder, without=UNFINISHED)
+            manifest.write(folder, without=UNFINISHED, written=written)
             (folder / UNFINISHED).unlink()
         except Exception as error:  # whatever it is, the run goes on and tries again
             self._failure = Failure(step, _reason(error))
@@ -209,13 +210,6 @@ def _is_unfinished(folder: Path) -> bool:
     return (folder / UNFINISHED).exists() or not any(folder.iterdir())
 
 
-def _memory_like(leaf: jax.Array) -> np.ndarray:
-    """Memory for a copy of `leaf`, aligned as JAX wants it to take it without another copy."""
-    memory = np.empty(leaf.nbytes + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + leaf.nbytes].view(leaf.dtype).reshape(leaf.shape)
-
-
 def _copy_to(copy: np.ndarray, leaf: jax.Array) -> None:
     """Copy one array of the state; it can be donated again when this returns."""
     if leaf.is_fully_replicated:
@@ -229,7 +223,7 @@ def _copy_to(copy: np.ndarray, leaf: jax.Array) -> None:
 def _claim_space(folder: Path, size: int) -> None:
     """Raises OSError where `folder` has no room for `size` bytes and a little more.
 
-    Orbax would find out too, but not without pages of tracebacks from its threads.
+    The writing would find out too, but only after it has made the disk full for everyone.
     """
     path = folder / "space"
     with open(path, "wb") as file:
@@ -241,29 +235,23 @@ def _claim_space(folder: Path, size: int) -> None:
     path.unlink()
 
 
-def _handler() -> ocp.PyTreeCheckpointHandler:
-    # Weights and moments do not get smaller by compression, only slower.
-    return ocp.PyTreeCheckpointHandler(use_compression=False)
+def _write_tree(folder: Path, tree) -> dict[Path, tuple[int, int]]:
+    """Write arrays in orbax's format, in their place: it is the manifest that makes them valid.
 
-
-def _write_tree(folder: Path, tree) -> None:
-    """Write arrays in orbax's format, in their place: it is the manifest that makes them valid."""
+    Sizes and checksums of their files.
+    """
     folder.mkdir()
-    path = epath.Path(folder.absolute())
-    # As arrays of JAX, in the same memory: orbax copies those of NumPy, which takes twice as long.
-    host = jax.local_devices(backend="cpu")[0]
-    tree = jax.tree.map(lambda leaf: jax.device_put(leaf, host, may_alias=True), tree)
-    with closing(_handler()) as handler:
-        args = ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=FILE_BYTES)
-        handler.save(path, args=args)
-        handler.finalize(path)
+    path, files = epath.Path(folder.absolute()), arrays.ArrayFiles()
+    with closing(arrays.handler(files)) as handler:
+        handler.save(path, args=ocp.args.PyTreeSave(tree))
+    return files.written
 
 
 def _read_tree(folder: Path, like, **options):
     """Read the arrays of `like`, each to where its sharding says."""
     places = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding), like)
     args = ocp.args.PyTreeRestore(like, restore_args=places, **options)
-    with closing(_handler()) as handler:
+    with closing(arrays.handler(arrays.ArrayFiles())) as handler:
         return handler.restore(epath.Path(folder.absolute()), args=args)
 
 

@@ -4,29 +4,40 @@ The manifest is written last, so a folder that has one has everything; nothing d
 file system renames.
 """
 
+import errno
 import json
 import os
-import zlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
+
+from zlib_ng import zlib_ng
 
 NAME = "manifest.json"
-PIECE = 1 << 22  # bytes read at once
+PIECE = 1 << 20  # bytes read at once
 THREADS = 4  # checksums are made without Python's lock
+EMPTY = MappingProxyType({})
 
 
-def write(folder: Path, *, without: str) -> None:
-    """List the files of `folder`, but for `without`, in its manifest, once all are on the disk."""
-    paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != without]
+def write(folder: Path, *, without: str, written: Mapping[Path, tuple[int, int]] = EMPTY) -> None:
+    """List the files of `folder`, but for `without`, in its manifest, once all are on the disk.
+
+    written: sizes and checksums that are known already, by absolute path.
+    """
+    root = folder.absolute()
+    paths = [path for path in sorted(root.rglob("*")) if path.name != without]
     with ThreadPoolExecutor(THREADS) as pool:
-        files = {
-            path.relative_to(folder).as_posix(): measured
-            for path, measured in zip(paths, pool.map(_measure, paths), strict=True)
-        }
+        files = [path for path in paths if path.is_file()]
+        measured = pool.map(lambda path: written.get(path) or _measure(path), files)
+        names = (path.relative_to(root).as_posix() for path in files)
+        listed = dict(zip(names, measured, strict=True))
+        list(pool.map(_sync, [*paths, root, root.parent]))
     with open(folder / NAME, "w") as file:
-        file.write(json.dumps(dict(files=files, checksum=_checksum(files)), indent=1))
+        file.write(json.dumps(dict(files=listed, checksum=_checksum(listed)), indent=1))
         file.flush()
         os.fsync(file.fileno())
+    _sync(root)
 
 
 def problem(folder: Path, *, contents: bool) -> str:
@@ -57,7 +68,7 @@ def _file_problem(path: Path, size: int, checksum: int, contents: bool) -> str:
     try:
         if (now := path.stat().st_size) != size:
             return f"has {now} bytes where {size} were written"
-        if contents and _measure(path, sync=False)[1] != checksum:
+        if contents and _measure(path)[1] != checksum:
             return "has other bytes than were written"
     except FileNotFoundError:
         return "is missing"
@@ -66,18 +77,28 @@ def _file_problem(path: Path, size: int, checksum: int, contents: bool) -> str:
     return ""
 
 
-def _measure(path: Path, *, sync: bool = True) -> tuple[int, int]:
-    """Size and CRC-32 of a file; sync: and the file is on the disk."""
+def _measure(path: Path) -> tuple[int, int]:
+    """Size and CRC-32 of a file."""
     size = checksum = 0
     with open(path, "rb", buffering=0) as file:
         buffer = bytearray(PIECE)
         while count := file.readinto(buffer):
             size += count
-            checksum = zlib.crc32(memoryview(buffer)[:count], checksum)
-        if sync:
-            os.fsync(file.fileno())
+            checksum = zlib_ng.crc32(memoryview(buffer)[:count], checksum)
     return size, checksum
 
 
+def _sync(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, is on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:  # not all file systems can for a folder
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
+    finally:
+        os.close(opened)
+
+
 def _checksum(files: dict) -> int:
-    return zlib.crc32(json.dumps(files, sort_keys=True).encode())
+    return zlib_ng.crc32(json.dumps(files, sort_keys=True).encode())

@@ -5,10 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
+import pytest
 
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Block
-from llmc_jax.training import parallel
+from llmc_jax.training import arrays, manifest, parallel
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.step import TrainState, init_state
 from tests import tiny
@@ -44,3 +46,62 @@ def test_state_and_parameters_come_back_as_they_were(tmp_path):
     assert_equal_trees(restored, state)
     assert_equal_trees(params, state.params)
     assert isinstance(restored.m.block[11], Block) and isinstance(params.block[11], Block)
+
+
+def test_orbax_alone_reads_what_is_saved(tmp_path):
+    """Every array, without this project's code."""
+    state = make_state()
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save(state, {}, 3)
+    restored = ocp.PyTreeCheckpointer().restore(checkpoints.path(3) / "state")
+    assert np.array_equal(restored["m"]["block"][11]["fcw"], state.m.block[11].fcw)
+    leaves = zip(jax.tree.leaves(restored["params"]), jax.tree.leaves(state.params), strict=True)
+    assert all(a.dtype == b.dtype for a, b in leaves)
+    assert len(jax.tree.leaves(restored)) == len(jax.tree.leaves(state))
+
+
+def test_what_orbax_alone_wrote_is_read(tmp_path):
+    """As versions before 2026-11-25 saved it: many arrays in a file."""
+    state = make_state()
+    folder = tmp_path / "00000003"
+    with ocp.PyTreeCheckpointer(use_ocdbt=True) as orbax:
+        orbax.save(folder / "state", state)
+    assert (folder / "state" / "manifest.ocdbt").exists()
+    (folder / "run.json").write_text("{}")
+    manifest.write(folder, without="unfinished")
+    like = parallel.replicated_like(state, parallel.make_mesh())
+    assert_equal_trees(Checkpointer(tmp_path).restore_state(3, like), state)
+    params = Checkpointer(tmp_path).restore_params(3, like.params)
+    assert_equal_trees(params, state.params)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_checksums_on_the_way_are_those_of_the_files(tmp_path, monkeypatch, dtype):
+    """For every type, array shape and length of a last piece; and orbax reads it."""
+    monkeypatch.setattr(arrays, "PIECE", 64)
+    tree = {str(n): np.arange(n, dtype=jnp.dtype(dtype)) for n in (1, 31, 32, 33, 64, 100)}
+    tree |= {"scalar": np.array(7, dtype=jnp.dtype(dtype)), "matrix": tree["100"].reshape(4, 25)}
+    files = arrays.ArrayFiles()
+    (tmp_path / "tree").mkdir()
+    arrays.handler(files).save(tmp_path / "tree", args=ocp.args.PyTreeSave(tree))
+    assert len(files.written) == 2 * len(tree)
+    assert all(manifest._measure(path) == known for path, known in files.written.items())
+    assert_equal_trees(ocp.PyTreeCheckpointer().restore(tmp_path / "tree"), tree)
+
+
+def pointers(tree) -> set[int]:
+    return {x.addressable_data(0).unsafe_buffer_pointer() for x in jax.tree.leaves(tree)}
+
+
+def test_a_restored_state_may_be_written_over(tmp_path):
+    """By a step that is given it, more than once."""
+    state = make_state()
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save(state, {}, 3)
+    like = parallel.replicated_like(state, parallel.make_mesh())
+    step = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf + 1, x), donate_argnums=0)
+    restored = checkpoints.restore_state(3, like)
+    before = pointers(restored)
+    stepped = step(restored)
+    assert pointers(stepped) == before
+    assert_equal_trees(step(stepped), jax.tree.map(lambda leaf: leaf + 2, state))
