@@ -21,7 +21,7 @@ from llmc_jax import checkpoint as checkpoint_program
 from llmc_jax import config, program, train
 from llmc_jax.checkpoint import CheckpointConfig
 from llmc_jax.config import BadInput, RunStopped
-from llmc_jax.training import lock, manifest, saver
+from llmc_jax.training import checkpoint, lock, manifest, saver
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.logger import Logger, read_metrics
 from llmc_jax.training.run_dir import RunDir
@@ -406,6 +406,57 @@ def test_a_checkpoint_that_does_not_fit_is_tried_again(
         "other yet; saving is tried again at the next one"
     ) in capsys.readouterr().out
     assert steps(cfg) == [4, 6] and log(cfg) == log(trained)
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """A function that mounts a disk of so many bytes in memory; skips where that is not allowed."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def command(*words):
+        result = subprocess.run([*words, place], capture_output=True, text=True)
+        if result.returncode:
+            pytest.skip(f"no disk can be mounted here: {result.stderr.strip()}")
+        return place
+
+    try:
+        yield lambda options: command("mount", "-t", "tmpfs", "-o", options, "tmpfs")
+    finally:
+        while place.is_mount():
+            subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("found", ["before", "while writing"])
+def test_a_full_disk(cfg, trained, monkeypatch, mount, capsys, found):
+    """It is full at step 2, and larger from step 3 on."""
+    cfg = dataclasses.replace(cfg, output_dir=f"{mount('size=900k')}/run")
+    if found == "while writing":
+        monkeypatch.setattr(checkpoint, "_claim_space", lambda *_: None)
+    save = Checkpointer.save
+    monkeypatch.setattr(Checkpointer, "save", lambda self, *args: [save(self, *args), self.wait()])
+    at_steps(monkeypatch, {3: lambda: mount("remount,size=64m")})
+    train.main(cfg)
+    output = capsys.readouterr()
+    assert (
+        "WARNING: the checkpoint of step 2 could not be written: No space left on device; there is "
+        "no other yet; saving is tried again at the next one"
+    ) in output.out
+    assert "Traceback" not in output.out + output.err
+    assert steps(cfg) == [4, 6] and log(cfg) == log(trained)
+
+
+def test_a_disk_that_cannot_be_written(cfg, trained, mount, capsys):
+    """Training there is refused; what is on it can be read."""
+    disk = mount("size=64m")
+    shutil.copytree(trained.output_dir, disk / "run")
+    mount("remount,ro")
+    there = dataclasses.replace(trained, output_dir=f"{disk}/run", resume=True)
+    with pytest.raises(BadInput, match=r"run cannot be written: Read-only file system; name ano"):
+        train.main(there)
+    assert checkpoint_program.main("verify", CheckpointConfig(run=f"{disk}/run")) == 0
+    train.main(dataclasses.replace(cfg, init_from=f"{disk}/run", max_steps=1))
+    assert log(cfg)[0]["val_loss"] == log(trained)[-1]["val_loss"]
 
 
 def test_a_last_checkpoint_that_does_not_fit_ends_the_run_with_a_sentence(
