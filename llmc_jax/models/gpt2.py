@@ -79,6 +79,20 @@ def is_matrix(param) -> bool:
     return param.ndim == 2
 
 
+def flop_per_token(cfg: ModelConfig, T: int) -> dict[str, float]:
+    """Floating-point operations of a token in a step, forward and backward, by two formulas.
+
+    "llm.c": 6 for each parameter, all counted, and causal attention as half of the square
+    (gpt2_estimate_mfu). "PaLM": the whole square, without the position embedding (Chowdhery et
+    al. 2022, arXiv:2204.02311, appendix B; nanoGPT). What is computed again is in neither.
+    """
+    attention = cfg.L * cfg.C * T
+    return {
+        "llm.c": 6 * cfg.num_parameters + 6 * attention,
+        "PaLM": 6 * (cfg.num_parameters - cfg.maxT * cfg.C) + 12 * attention,
+    }
+
+
 class BlockActs(NamedTuple):
     """What forward keeps of a layer for backward: the memory table.
 

@@ -2,9 +2,11 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmc_jax.config import ModelConfig
 from llmc_jax.ops.op import accumulation_dtype
 
 
@@ -106,6 +108,37 @@ def mlp(B, T, C):
 def classifier(B, T, C, V, Vp):
     targets, dlosses = Spec("targets", (B, T), V), Spec("constant", (B, T))
     return Case((tensor(B, T, C), tensor(Vp, C), targets, dlosses), dict(V=V), dout=3)
+
+
+class Use(NamedTuple):
+    """A call of an op in a training step."""
+
+    op: str
+    case: Case
+    forward: int  # how often in a step
+    backward: int
+
+
+def uses(model: ModelConfig, B: int, T: int) -> dict[str, Use]:
+    """What the step of GPT-2 calls, by a name that says which of several it is."""
+    L, C = model.L, model.C
+    return {
+        "encoder": Use("encoder", encoder(B, T, C, model.Vp, model.maxT), 1, 1),
+        # the backward of residual_layernorm serves every layernorm but the last
+        "layernorm": Use("layernorm", layernorm(B, T, C), L + 1, 1),
+        "residual_layernorm": Use("residual_layernorm", residual_layernorm(B, T, C), L, 2 * L),
+        "matmul qkv": Use("matmul", matmul(B, T, C, 3 * C), L, L),
+        "matmul attproj": Use("matmul", matmul(B, T, C, C), L, L),
+        "attention": Use("attention", attention(B, T, model.NH, C // model.NH), L, L),
+        "mlp": Use("mlp", mlp(B, T, C), L, L),
+        "classifier": Use("classifier", classifier(B, T, C, model.V, model.Vp), 1, 1),
+    }
+
+
+def shapes(case: Case, dtype) -> list[jax.ShapeDtypeStruct]:
+    """Shape and dtype of the inputs that `make_inputs` makes."""
+    dtypes = dict(tensor=dtype, vector=accumulation_dtype(dtype), constant=jnp.float32)
+    return [jax.ShapeDtypeStruct(s.shape, dtypes.get(s.kind, jnp.int32)) for s in case.inputs]
 
 
 # op -> cases. Odd on purpose: T = 1, C not a multiple of 8, B * T on both sides of a multiple of

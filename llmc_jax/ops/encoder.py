@@ -1,12 +1,13 @@
 """Token and position embedding (llm.c encoder.cuh)."""
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from llmc_jax.ops.op import Op, accumulation_dtype, run_kernel
+from llmc_jax.ops.op import Cost, Op, accumulation_dtype, run_kernel
 
 
 def forward(inp, wte, wpe, *, dtype=None):
@@ -62,6 +63,13 @@ def cuda_backward(saved, dout, inp, dwte, wpe):
     results = (jax.eval_shape(partial(backward, saved), dout, inp, dwte, wpe), partials)
     inputs = (dout, tokens.astype(jnp.int32), order, dwte)
     return run_kernel("llmc_cuda_encoder_backward", results, *inputs, aliases={3: 0})[0]
+
+
+def cost(inp, wte, wpe, *, dtype=None) -> tuple[Cost, Cost]:
+    """A row of wte for each token, and of its float32 gradient so far, read and written."""
+    rows = math.prod(inp.shape) * wte.shape[1]
+    out = rows * jnp.dtype(dtype or wte.dtype).itemsize
+    return Cost(0, 2 * out), Cost(0, out + 2 * 4 * rows)
 
 
 JNP = Op(forward, backward)

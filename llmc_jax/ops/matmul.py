@@ -1,9 +1,11 @@
 """The linear layer (llm.c matmul.cuh). Weights are (out, in), as llm.c stores them."""
 
+import math
+
 import jax.numpy as jnp
 from jax import lax
 
-from llmc_jax.ops.op import Op, accumulation_dtype, native
+from llmc_jax.ops.op import Cost, Op, accumulation_dtype, native, size
 
 
 def dot(a, b, contract: tuple[int, int]):
@@ -46,6 +48,14 @@ def weight_gradient(dout, inp):
 
 def bias_gradient(dout):
     return jnp.sum(rows(dout).astype(accumulation_dtype(dout.dtype)), axis=0)
+
+
+def cost(inp, weight, bias) -> tuple[Cost, Cost]:
+    """One product forward, two of the same size backward; dweight is float32."""
+    N, (OC, C) = math.prod(inp.shape[:-1]), weight.shape
+    out = N * OC * jnp.dtype(inp.dtype).itemsize
+    forward = Cost(2 * N * OC * C, size(inp, weight) + out)
+    return forward, Cost(2 * forward.flop, size(inp, inp, weight) + out + 4 * OC * C)
 
 
 JNP = Op(forward, backward)

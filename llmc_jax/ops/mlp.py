@@ -4,13 +4,14 @@ One op for the three, so that an implementation may apply the GELU while a tile 
 at hand, forward and backward.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 from jax import Array
 
 from llmc_jax.ops import gelu, matmul
-from llmc_jax.ops.op import Op, after, run_kernel
+from llmc_jax.ops.op import Cost, Op, after, run_kernel, size
 
 
 class Saved(NamedTuple):
@@ -79,6 +80,14 @@ def cuda_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
     dfcprojw, dfcprojb = matmul.weight_gradient(dout, fch_gelu), matmul.bias_gradient(dout)
     dinp, dfcw = matmul.input_gradient(dfch, fcw), matmul.weight_gradient(dfch, inp)
     return dinp, dfcw, dfcb, dfcprojw, dfcprojb
+
+
+def cost(inp, fcw, fcb, fcprojw, fcprojb) -> tuple[Cost, Cost]:
+    """Two products forward, four backward; nothing of the hidden layer need leave a kernel."""
+    N, weights = math.prod(inp.shape[:-1]), (fcw, fcprojw)
+    elements = sum(math.prod(w.shape) for w in weights)
+    forward = Cost(2 * N * elements, size(inp, inp, *weights))
+    return forward, Cost(2 * forward.flop, size(inp, inp, inp, *weights) + 4 * elements)
 
 
 JNP = Op(forward, backward)

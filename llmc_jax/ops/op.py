@@ -10,6 +10,7 @@ activations have the activation's dtype; gradients of parameters are in the accu
 Where the backward of encoder and residual_layernorm takes other inputs, its docstring says so.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -31,6 +32,19 @@ class Op(NamedTuple):
     forward: Callable
     backward: Callable
     rounds_weights: bool = False
+
+
+class Cost(NamedTuple):
+    """The least that a pass has to do, whoever implements it: each file's `cost` says it of
+    (forward, backward), for inputs of which only shape and dtype are looked at."""
+
+    flop: float  # of matrix products
+    bytes: float  # each input read once, each output written once
+
+
+def size(*arrays) -> int:
+    """Bytes of arrays."""
+    return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in arrays)
 
 
 def native(name: str, like: Op, rounds_weights: bool = False) -> Op:

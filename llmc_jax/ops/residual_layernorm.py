@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from llmc_jax.ops import layernorm
-from llmc_jax.ops.op import Op, native, run_kernel
+from llmc_jax.ops.op import Cost, Op, native, run_kernel, size
 
 
 def forward(residual, branch, weight, bias, *, eps):
@@ -44,6 +44,11 @@ def cuda_backward(saved, dout, sum, weight, bias, *, eps):
     results = (gradients, layernorm.partials(saved.mean.size, sum.shape[-1]))
     inputs = (saved, dout, sum, weight)
     return run_kernel("llmc_cuda_residual_layernorm_backward", results, *inputs)[0]
+
+
+def cost(residual, branch, weight, bias, *, eps) -> tuple[Cost, Cost]:
+    """Both addends, the sum and its layernorm; dsum, dout_ln, the sum and dinp."""
+    return Cost(0, 4 * size(residual)), Cost(0, 4 * size(residual))
 
 
 JNP = Op(forward, backward)
