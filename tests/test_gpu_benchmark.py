@@ -125,7 +125,7 @@ def test_cheap_stages(tmp_path):
     }
     report = (tmp_path / "gpu.md").read_text()
     assert "| five ops" not in report and "five ops (jax): ok: True" in report
-    assert report.count("| classifier 2x5x12 64x12 bfloat16 |") == 2
+    assert report.count("| classifier 2x5x12 64x12 bfloat16 |") == 3
 
 
 def test_table_of_results(tmp_path):

@@ -56,44 +56,63 @@ TABLE = {
     "global_norm": global_norm.IMPLEMENTATIONS,
 }
 
+# What a pass has to do at least, for floors: of (forward, backward), and of the optimizer's two by
+# the number of parameters.
+COST = {
+    "encoder": encoder.cost,
+    "layernorm": layernorm.cost,
+    "residual_layernorm": residual_layernorm.cost,
+    "matmul": matmul.cost,
+    "attention": attention.cost,
+    "mlp": mlp.cost,
+    "classifier": classifier.cost,
+    "adamw": adamw.cost,
+    "global_norm": global_norm.cost,
+}
+
 # Where an implementation runs (jax.devices()' platform) and the library it needs, by the first
-# word of its name. jnp runs everywhere and needs none.
-PLATFORM = {"ffi": "cpu", "cuda": "gpu", "cudnn": "gpu", "emulated": "cpu"}
+# word of its name. Others (jnp, chunked) run everywhere and need none.
+PLATFORM = {"ffi": "cpu", "cuda": "gpu", "cudnn": "gpu", "pallas": "tpu", "emulated": "cpu"}
 LIBRARY = {"ffi": "cpu", "cuda": "cuda", "emulated": "emulated"}
 
-# What --ops=auto takes on a platform instead of jnp, where its kernel library is loaded.
+# What --ops=auto takes on a platform instead of jnp, where the library it needs is loaded.
 # A line needs a measured gain: benchmarks/results/cpu_ops.md.
 # The GPU's has not been measured: it holds the kernels that save most bytes by count (one pass
 # over the logits, packed qkv, one pass in layernorm's and GELU's backward), and that of encoder
 # because XLA adds to scattered rows by a loop of compare-and-swap in some versions (jax#38806).
+# Nor has the TPU's: it holds what keeps the (T, T) scores and the logits out of a small memory.
 DEFAULTS = {
     "cpu": {op: "ffi" for op, names in TABLE.items() if "ffi" in names},
     "gpu": dict.fromkeys(
         ("encoder", "layernorm", "residual_layernorm", "attention", "mlp", "classifier"), "cuda"
     ),
+    "tpu": {"attention": "pallas", "classifier": "chunked"},
 }
 
 
-def select(spec: str, platform: str, head_size: int | None = None) -> tuple[Ops, dict[str, str]]:
+def select(
+    spec: str, platform: str, head_size: int | None = None, *, here: bool = True
+) -> tuple[Ops, dict[str, str]]:
     """The ops that --ops=`spec` names on `platform` (cpu, gpu, tpu), and their names.
 
     spec: words separated by commas: auto, or the name of an implementation for every op that has
     it, or op=name for one; later words win. emulated is cuda on the CPU, by the emulator. Raises
     BadInput for an op or implementation that does not exist, that does not run on `platform`, or
     whose kernel library is not loaded. head_size: of the model; auto takes jnp's attention for one
-    that the CUDA kernels lack.
+    that the CUDA kernels lack. here: False where the ops are not to run, only to be counted: then
+    no library is needed.
     """
-    chosen = _auto(platform, head_size)
+    chosen = _auto(platform, head_size, here)
     for word in filter(None, spec.split(",")):
         op, _, name = word.rpartition("=")
         if op:
             chosen[op] = _named(op, name, word, platform)
         elif name == "auto":
-            chosen = _auto(platform, head_size)
+            chosen = _auto(platform, head_size, here)
         else:
             chosen |= _everywhere(name, platform)
     for name in chosen.values():
-        if library := LIBRARY.get(_family(name)):
+        if here and (library := LIBRARY.get(_family(name))):
             ffi.require(library, asked=name)
     row = {op: named(op, implementation(op, name)) for op, name in chosen.items()}
     return Ops(**row), chosen
@@ -115,10 +134,11 @@ def _family(name: str) -> str:
     return name.partition("_")[0]
 
 
-def _auto(platform: str, head_size: int | None) -> dict[str, str]:
-    """The default row of a platform; jnp throughout where its library is not loaded."""
+def _auto(platform: str, head_size: int | None, here: bool) -> dict[str, str]:
+    """The default row of a platform; jnp throughout where it needs a library that is not loaded."""
     library = ffi.LIBRARY_OF.get(platform)
-    row = DEFAULTS.get(platform, {}) if library and ffi.available(library) else {}
+    missing = here and library and not ffi.available(library)
+    row = {} if missing else DEFAULTS.get(platform, {})
     chosen = {op: row.get(op, "jnp") for op in TABLE}
     if chosen["attention"] == "cuda" and head_size not in (None, *attention.CUDA_HEAD_SIZES):
         chosen["attention"] = "jnp"

@@ -15,7 +15,7 @@ from jax import Array
 from jax.scipy.special import logsumexp
 
 from llmc_jax.config import BadInput
-from llmc_jax.ops.op import Op, accumulation_dtype, native, run_kernel
+from llmc_jax.ops.op import Cost, Op, accumulation_dtype, native, run_kernel, size
 
 
 class Saved(NamedTuple):
@@ -138,25 +138,11 @@ class JaxSaved(NamedTuple):
     vjp: Callable  # JAX's own backward with what it needs, a tree of arrays
 
 
-def from_jax(implementation: str) -> Op:
-    """jax.nn.dot_product_attention with the backward that comes with it: "cudnn" or "xla".
+def from_jax(attention: Callable) -> Op:
+    """attention(qkv, NH) -> out (B,T,C) by JAX, with the backward that comes with it.
 
     It takes q, k and v apart: copies of qkv's parts forward, and of dqkv's backward.
     """
-
-    def attention(qkv, NH):
-        B, T, _ = qkv.shape
-        q, k, v = (x.reshape(B, T, NH, -1) for x in jnp.split(qkv, 3, axis=-1))
-        try:
-            out = jax.nn.dot_product_attention(
-                q, k, v, is_causal=True, implementation=implementation
-            )
-        # not on this GPU, or not this type or size
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            raise BadInput(
-                f"--ops=attention={implementation}: {error}; attention=jnp takes everything."
-            ) from error
-        return out.reshape(B, T, -1)
 
     def forward(qkv, *, NH):
         out, vjp = jax.vjp(partial(attention, NH=NH), qkv)
@@ -168,11 +154,58 @@ def from_jax(implementation: str) -> Op:
     return Op(forward, backward)
 
 
+def dot_product_attention(qkv, NH, *, implementation: str):
+    """jax.nn.dot_product_attention: "cudnn" or "xla"."""
+    B, T, _ = qkv.shape
+    q, k, v = (x.reshape(B, T, NH, -1) for x in jnp.split(qkv, 3, axis=-1))
+    try:
+        out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+    # not on this GPU, or not this type or size
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise BadInput(
+            f"--ops=attention={implementation}: {error}; attention=jnp takes everything."
+        ) from error
+    return out.reshape(B, T, -1)
+
+
+TPU_BLOCKS = (512, 256, 128)  # rows of q and of k at a time, the largest that divides T
+
+
+def flash_attention(qkv, NH):
+    """JAX's Pallas kernel for TPUs (jax.experimental.pallas.ops.tpu.flash_attention).
+
+    Its blocks must divide T. What is added to T lies behind every query, where nothing causal
+    looks, and is cut off again.
+    """
+    from jax.experimental.pallas.ops.tpu import flash_attention as tpu
+
+    T = qkv.shape[1]
+    padded = jnp.pad(qkv, ((0, 0), (0, -T % TPU_BLOCKS[-1]), (0, 0)))
+    block = next(b for b in TPU_BLOCKS if padded.shape[1] % b == 0)
+    names = [name for name in tpu.BlockSizes.__dataclass_fields__ if name != "block_b"]
+    blocks = dict.fromkeys(names, block)
+    # backward's dq takes a sum for each query as many times over as its block has keys
+    blocks |= dict(block_k_major_dq=TPU_BLOCKS[-1], block_k_dq=TPU_BLOCKS[-1])
+    sizes = tpu.BlockSizes(block_b=1, **blocks)
+    q, k, v = _heads(padded, NH)
+    out = tpu.flash_attention(q, k, v, causal=True, sm_scale=_scale(q), block_sizes=sizes)
+    return _merge(out)[:, :T]
+
+
+def cost(qkv, *, NH) -> tuple[Cost, Cost]:
+    """Two products forward and five backward, of half of the (T, T) square."""
+    B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    product = 2 * B * T * (T / 2) * C
+    out = size(qkv) / 3
+    return Cost(2 * product, 4 * out), Cost(5 * product, 8 * out)
+
+
 JNP = Op(forward, backward)
 IMPLEMENTATIONS = {
     "jnp": JNP,
     "ffi": Op(native_forward, native("attention", like=JNP).backward),
     "cuda": cuda(deterministic=False),
     "cuda_deterministic": cuda(deterministic=True),
-    "cudnn": from_jax("cudnn"),
+    "cudnn": from_jax(partial(dot_product_attention, implementation="cudnn")),
+    "pallas": from_jax(flash_attention),
 }

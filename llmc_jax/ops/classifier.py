@@ -6,6 +6,8 @@ gradient of the total loss with respect to each row's loss, dlosses, is a consta
 while they are at hand, as llm.c does, and backward is two matrix products.
 """
 
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from llmc_jax.ops.matmul import dot, rows
-from llmc_jax.ops.op import Op, run_kernel
+from llmc_jax.ops.op import Cost, Op, run_kernel, size
 
 
 class Saved(NamedTuple):
@@ -99,11 +101,14 @@ def cuda_forward(lnf, wte, targets, dlosses, *, V):
     return run_kernel("llmc_cuda_classifier_forward", results, *inputs, aliases={0: 1}, V=V)
 
 
-CHUNK = 8192  # rows, so 824 MB of bfloat16 logits with GPT-2's vocabulary
+# Rows of which a chunked classifier has the logits at once. GPT-2's are 824 MB, in float32 as
+# jnp makes them, and in bfloat16 with the CUDA kernel.
+CHUNK = 4096
+CUDA_CHUNK = 8192
 
 
-def cuda_chunked_forward(lnf, wte, targets, dlosses, *, V, chunk=CHUNK):
-    """`cuda_forward` for small memories: the logits of `chunk` rows at a time, which are used up.
+def chunked_forward(whole: Callable, lnf, wte, targets, dlosses, *, V, chunk):
+    """The forward `whole` for small memories: the logits of `chunk` rows at a time, used up.
 
     Saves the gradients themselves. dwte is a sum over chunks, so it is read and written for each.
     """
@@ -114,7 +119,7 @@ def cuda_chunked_forward(lnf, wte, targets, dlosses, *, V, chunk=CHUNK):
 
     def of_rows(lnf, targets, dlosses=None):
         """(dwte, what a row has of its own): of losses only, dwte is none."""
-        losses, saved = cuda_forward(lnf[None], wte, targets, dlosses, V=V)
+        losses, saved = whole(lnf[None], wte, targets, dlosses, V=V)
         if saved is None:
             return (), (losses,)
         dlnf, dwte = backward(saved, losses, lnf[None], wte, targets, dlosses, V=V)
@@ -142,10 +147,18 @@ def saved_gradients(saved, dout, lnf, wte, targets, dlosses, *, V):
 
 
 LOGITS = {"jnp": logits, "ffi": native_logits}
+def cost(lnf, wte, targets, dlosses, *, V) -> tuple[Cost, Cost]:
+    """One product forward, two backward; no logit need leave a kernel. dwte is float32."""
+    product = 2 * math.prod(targets.shape) * math.prod(wte.shape)
+    forward = Cost(product, size(lnf, wte, targets, targets))
+    return forward, Cost(2 * product, size(lnf, lnf, wte) + 4 * math.prod(wte.shape))
+
+
 JNP = Op(forward, backward)
 IMPLEMENTATIONS = {
     "jnp": JNP,
     "ffi": Op(native_forward, saved_gradients, rounds_weights=True),
+    "chunked": Op(partial(chunked_forward, forward, chunk=CHUNK), saved_gradients),
     "cuda": Op(cuda_forward, backward),
-    "cuda_chunked": Op(cuda_chunked_forward, saved_gradients),
+    "cuda_chunked": Op(partial(chunked_forward, cuda_forward, chunk=CUDA_CHUNK), saved_gradients),
 }

@@ -138,7 +138,9 @@ def test_classifier_in_chunks_is_the_classifier(chunk, dtype):
     inputs = (lnf, wte, targets, dlosses)
     wanted, saved = jax.jit(partial(classifier.cuda_forward, **static))(*inputs)
     gradients = classifier.backward(saved, dout, *inputs, **static)
-    chunked = jax.jit(partial(classifier.cuda_chunked_forward, **static, chunk=chunk))
+    chunked = jax.jit(
+        partial(classifier.chunked_forward, classifier.cuda_forward, **static, chunk=chunk)
+    )
     losses, saved = chunked(*inputs)
     np.testing.assert_allclose(losses, wanted, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(chunked(lnf, wte, targets, None)[0], wanted, rtol=1e-5, atol=1e-5)
