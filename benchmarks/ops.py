@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from llmc_jax import ffi, ops
+from llmc_jax.config import model_config
 from llmc_jax.machine import describe
 from llmc_jax.ops import cases
 from llmc_jax.ops.adamw import Hyper
@@ -27,8 +28,8 @@ ISAS = flags.DEFINE_list("isas", ["all"], "instruction sets: all, auto, or names
 ROUNDS = flags.DEFINE_integer("rounds", 7, "timed calls of each implementation")
 FLOORS = flags.DEFINE_bool("floors", False, "the table of floors instead (bfloat16, kernels)")
 
-L, C, NH, V, VP, MAX_T = 12, 768, 12, 50257, 50304, 1024  # d12
-PARAMETERS = 124_475_904
+MODEL = model_config("d12")
+PARAMETERS = MODEL.num_parameters
 
 # Rates of this class of machine (two cores with AMX) that the floors are made of: what a good
 # library reaches, not what the hardware could.
@@ -37,32 +38,18 @@ ATTENTION_FLOPS = {"float32": 0.3e12, "bfloat16": 1.5e12}
 BYTES = 47e9
 
 
-def d12(N_T: tuple[int, int]):
-    """name -> (op, case, calls in a step)."""
-    B, T = N_T
-    return {
-        "encoder": ("encoder", cases.encoder(B, T, C, VP, MAX_T), 1),
-        "layernorm": ("layernorm", cases.layernorm(B, T, C), L + 1),
-        "residual_layernorm": ("residual_layernorm", cases.residual_layernorm(B, T, C), L),
-        "matmul qkv": ("matmul", cases.matmul(B, T, C, 3 * C), L),
-        "matmul attproj": ("matmul", cases.matmul(B, T, C, C), L),
-        "attention": ("attention", cases.attention(B, T, NH, C // NH), L),
-        "mlp": ("mlp", cases.mlp(B, T, C), L),
-        "classifier": ("classifier", cases.classifier(B, T, C, V, VP), 1),
-    }
+def d12() -> dict:
+    """name -> (op, case, calls of its forward in a step)."""
+    uses = cases.uses(MODEL, B.value, T.value)
+    return {name: (use.op, use.case, use.forward) for name, use in uses.items()}
 
 
 def work(name: str, dtype: str) -> tuple[float, float]:
     """(flop, bytes) of forward and backward of one call: one of them is what bounds it."""
-    N, size = B.value * T.value, jnp.dtype(dtype).itemsize
-    weights = {"matmul qkv": 3 * C * C, "matmul attproj": C * C, "mlp": 8 * C * C,
-               "classifier": VP * C}  # fmt: skip
-    if name in weights:
-        return 6 * N * weights[name], 0
-    if name == "attention":  # 2 products forward, 5 backward, half of the square
-        return 7 * 2 * N * T.value / 2 * C, 0
-    tensors = {"encoder": 2, "layernorm": 5, "residual_layernorm": 8}[name]
-    return 0, tensors * N * C * size
+    op, case, _ = d12()[name]
+    passes = ops.COST[op](*cases.shapes(case, jnp.dtype(dtype)), **case.static)
+    flop, moved = map(sum, zip(*passes, strict=True))
+    return (flop, 0) if flop else (0, moved)
 
 
 def in_turn(calls) -> list[float]:
@@ -129,7 +116,7 @@ def row(*cells) -> None:
 def isa_table(isas: list[str]) -> None:
     row("op", "dtype", "by", "forward, ms", "backward, ms", "rate", "against jnp")
     print("|---|---|---|---|---|---|---|")
-    for name, (op, case, _) in d12((B.value, T.value)).items():
+    for name, (op, case, _) in d12().items():
         for dtype in DTYPES.value:
             contestants = [("jnp", "auto"), *(("ffi", isa) for isa in isas)]
             calls = [f for how in contestants for f in passes(op, case, dtype, *how)]
@@ -193,7 +180,7 @@ def floor_table() -> None:
         total[0] += ms
         total[1] += floor
 
-    for name, (op, case, calls) in d12((B.value, T.value)).items():
+    for name, (op, case, calls) in d12().items():
         ms = calls * sum(in_turn(passes(op, case, dtype, "ffi", "auto")))
         flop, moved = work(name, dtype)
         flops = ATTENTION_FLOPS if name == "attention" else MATMUL_FLOPS

@@ -6,9 +6,12 @@ must read and write, each once; operations of causal attention are those of half
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from benchmarks.gpu_stages import results
 from llmc_jax.config import ModelConfig, model_config
-from llmc_jax.ops import cases
+from llmc_jax.models import gpt2
+from llmc_jax.ops import COST, cases
 
 
 class Sizes(NamedTuple):
@@ -52,17 +55,8 @@ def gemms() -> dict[str, tuple[int, int]]:
 def op_cases() -> dict:
     """name -> (op, case, calls in a step)."""
     B, T, model, *_ = sizes()
-    C, L = model.C, model.L
-    return {
-        "attention": ("attention", cases.attention(B, T, model.NH, C // model.NH), L),
-        "classifier": ("classifier", cases.classifier(B, T, C, model.V, model.Vp), 1),
-        "encoder": ("encoder", cases.encoder(B, T, C, model.Vp, model.maxT), 1),
-        "layernorm": ("layernorm", cases.layernorm(B, T, C), L + 1),
-        "residual_layernorm": ("residual_layernorm", cases.residual_layernorm(B, T, C), L),
-        "mlp": ("mlp", cases.mlp(B, T, C), L),
-        "matmul qkv": ("matmul", cases.matmul(B, T, C, 3 * C), L),
-        "matmul attproj": ("matmul", cases.matmul(B, T, C, C), L),
-    }
+    uses = cases.uses(model, B, T)
+    return {name: (use.op, use.case, use.forward) for name, use in uses.items()}
 
 
 class Work(NamedTuple):
@@ -78,51 +72,37 @@ def work(name: str) -> Work:
     X = 2 * N * C
     parameters = model.num_parameters
     op, _, direction = name.rpartition(" ")
-    matrices = {"mlp": 8 * C * C, "matmul qkv": 3 * C * C, "matmul attproj": C * C}
-    if op in matrices:
-        return Work((2 if direction == "forward" else 4) * N * matrices[op], 0)
-    if op == "attention":
-        products = 2 if direction == "forward" else 5
-        return Work(products * 2 * N * T / 2 * C, 0)
+    if op in op_cases() and direction in ("forward", "backward"):
+        kind, case, _ = op_cases()[op]
+        passes = COST[kind](*cases.shapes(case, jnp.bfloat16), **case.static)
+        flop, moved = passes[direction == "backward"]
+        return Work(flop, 0) if flop else Work(0, moved)
     if op == "gemm":
         OC, C = gemms()[direction]
         return Work(2 * N * OC * C, 0)
     return {
-        "encoder forward": Work(0, 2 * X),
-        "encoder backward": Work(0, X + 2 * X),  # rows of dwte that it adds to, read and written
-        "layernorm forward": Work(0, 2 * X),
-        "layernorm backward": Work(0, 3 * X),
-        "residual_layernorm forward": Work(0, 4 * X),
-        "residual_layernorm backward": Work(0, 4 * X),
         "gelu forward": Work(0, 2 * 4 * X),
         "gelu backward": Work(0, 3 * 4 * X),
         "classifier both": Work(6 * N * C * Vp, 2 * 2 * N * Vp),
         "classifier in place": Work(0, 2 * 2 * N * Vp),
-        "adamw": Work(0, 28 * parameters),
-        "global_norm": Work(0, 4 * parameters),
+        "adamw": Work(*COST["adamw"](parameters)),
+        "global_norm": Work(*COST["global_norm"](parameters)),
     }.get(name, Work(0, 0))
 
 
 def calls(name: str) -> int:
     """How often "<op> <direction>" is in a step."""
-    L = sizes().model.L
-    once = ("classifier", "encoder", "adamw", "global_norm")
-    if name.startswith(once):
-        return 1
-    # the model takes residual_layernorm's backward for every layernorm but the last
-    return {"residual_layernorm backward": 2 * L, "layernorm backward": 1,
-            "layernorm forward": L + 1}.get(name, L)  # fmt: skip
+    B, T, model, *_ = sizes()
+    op, _, direction = name.rpartition(" ")
+    if use := cases.uses(model, B, T).get(op):
+        return use.backward if direction == "backward" else use.forward
+    return 1 if name.startswith(("classifier", "adamw", "global_norm")) else model.L
 
 
 def flop_per_token() -> dict[str, float]:
     """As llm.c counts it (causal attention is half) and as nanoGPT and PaLM do."""
-    _, T, model, *_ = sizes()
-    N = model.num_parameters
-    attention = model.L * model.C * T
-    return {
-        "llm.c": 6 * N + 6 * attention,
-        "nanoGPT": 6 * (N - model.maxT * model.C) + 12 * attention,
-    }
+    flop = gpt2.flop_per_token(sizes().model, sizes().T)
+    return {"llm.c": flop["llm.c"], "nanoGPT": flop["PaLM"]}
 
 
 def rates(name: str, ms: float) -> dict:
