@@ -38,6 +38,7 @@ from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.lock import locked
 from llmc_jax.training.logger import Logger
+from llmc_jax.training.memory import is_out_of_memory, out_of_memory
 from llmc_jax.training.profile import Profile, profiled_steps
 from llmc_jax.training.progress import Progress
 from llmc_jax.training.report import Report
@@ -79,10 +80,19 @@ def main(cfg: TrainConfig) -> None:
             cfg = with_schedule(cfg, None)
         print_banner(cfg, model, names, mesh, cache)
         startup.part("files")
-        ended = train(
-            cfg, model, weights, mesh, chosen, names, data, run, checkpoints, start, hellaswag,
-            startup,
-        )  # fmt: skip
+        try:
+            ended = train(
+                cfg, model, weights, mesh, chosen, names, data, run, checkpoints, start, hellaswag,
+                startup,
+            )  # fmt: skip
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if checkpoints:
+                checkpoints.wait()
+            steps = checkpoints.steps() if checkpoints else []
+            saved = f"the newest checkpoint is of step {steps[-1]}" if steps else "nothing is saved"
+            raise out_of_memory(chosen, model, cfg, saved) from error
         if run and ended:
             report_files(run, checkpoints)
 

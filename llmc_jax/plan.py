@@ -1,0 +1,235 @@
+"""What a run takes, before it is started: python -m llmc_jax.plan --memory=80GiB --device=H100.
+
+Takes every flag of llmc_jax.train, so a run's flagfile too. The device need not be here.
+"""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+
+from llmc_jax import devices, ops, program
+from llmc_jax.config import BadInput, ModelConfig, TrainConfig, option
+from llmc_jax.data.loader import TokenLoader
+from llmc_jax.devices import Device
+from llmc_jax.interop.source import open_model
+from llmc_jax.models import gpt2
+from llmc_jax.training import memory, parallel
+from llmc_jax.training.memory import Memory
+from llmc_jax.training.step import gradient_memory, init_state, train_step
+
+UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+# What JAX's allocator takes of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+GPU_FRACTION = 0.75
+LARGEST = 1 << 16  # micro-batch that is looked for
+
+
+@dataclass(frozen=True)
+class PlanConfig(TrainConfig):
+    """A training run, and where it is to be made."""
+
+    device: str = option(
+        "", "device it is planned for, of the table in llmc_jax/devices.py; empty: the one here"
+    )
+    memory: str = option(
+        "",
+        "memory a step may take of a device, e.g. 80GiB; empty: that of --device (of a GPU the "
+        "three quarters that JAX takes), or of the one here",
+    )
+    devices: int = option(1, "how many of them", minimum=1)
+    zero_stage: int = option(
+        0,
+        "what is split over the devices: 1 moments, 2 gradients too, 3 parameters too; planned "
+        "only, training has stage 0 (-z)",
+        choices=(0, 1, 2, 3),
+    )
+    mfu: float = option(0.4, "part of the device's peak that the step reaches", minimum=0.001)
+    tokens: int = option(
+        0, "tokens to train on; 0: by --max_steps, or one epoch of --train_data", minimum=0
+    )
+    check: bool = option(
+        False, "compile the step here and compare: minutes for a large model, but it needs no run"
+    )
+
+
+def main(cfg: PlanConfig) -> None:
+    """Print the tables."""
+    model, _ = open_model(cfg.model)
+    if cfg.sequence_length > model.maxT:
+        raise BadInput(
+            f"--sequence_length={cfg.sequence_length} is longer than --model={cfg.model} can "
+            f"take; use at most {model.maxT}."
+        )
+    device = (
+        devices.named(cfg.device) if cfg.device else devices.known(jax.devices()[0].device_kind)
+    )
+    platform = device.platform if device else jax.default_backend()
+    limit = memory_limit(cfg, device)
+    cfg = with_total(cfg)
+    here = not cfg.device
+    chosen, names = ops.select(cfg.ops, platform, model.C // model.NH, here=here)
+    told = device.name if device else jax.devices()[0].device_kind
+    print(
+        f"model    {cfg.model}: {model.num_parameters:,} parameters\n"
+        f"device   {cfg.devices} x {told}, {limit / 2**30:.2f} GiB for a step of each\n"
+        f"ops      {', '.join(f'{op} {name}' for op, name in names.items())}\n"
+    )
+    total_of = cache(partial(total, chosen, model, cfg, platform))
+    planned = total_of(cfg.batch_size)
+    print(memory.table(planned, cfg))
+    if cfg.zero_stage:
+        print(f"planned for ZeRO stage {cfg.zero_stage}, which training does not have yet")
+    print(verdict(planned, limit, total_of))
+    if cfg.check:
+        print(check(chosen, model, cfg, platform, planned))
+    print("\n" + work(model, cfg, device))
+
+
+def memory_limit(cfg: PlanConfig, device: Device | None) -> int:
+    """Bytes that a step may take of one device. Raises BadInput."""
+    if cfg.memory:
+        match = re.fullmatch(r"([0-9.]+) ?([A-Za-z]*)", cfg.memory)
+        if not match or match[2] not in UNITS or match[1].count(".") > 1 or match[1] == ".":
+            raise BadInput(
+                f"--memory={cfg.memory} is not a size; write for instance 80GiB, 16GB or 24000MiB."
+            )
+        limit = int(float(match[1]) * UNITS[match[2]])
+        if not limit:
+            raise BadInput(f"--memory={cfg.memory} is none; give what a device has.")
+        return limit
+    if cfg.device:
+        return int(device.memory * (GPU_FRACTION if device.platform == "gpu" else 1))
+    return memory.device_memory()
+
+
+def with_total(cfg: PlanConfig) -> PlanConfig:
+    """`cfg` with --total_batch_size filled in. Raises BadInput where it is no multiple."""
+    micro_batch = cfg.batch_size * cfg.sequence_length * cfg.devices
+    tokens = micro_batch if cfg.total_batch_size == -1 else cfg.total_batch_size
+    if tokens <= 0 or tokens % micro_batch:
+        raise BadInput(
+            f"--total_batch_size={tokens} is not a multiple of the {micro_batch} tokens of one "
+            f"micro-batch (--batch_size {cfg.batch_size} x --sequence_length "
+            f"{cfg.sequence_length} x --devices {cfg.devices})."
+        )
+    schedule = dict(total_batch_size=tokens, schedule_steps=max(1, cfg.schedule_steps))
+    return dataclasses.replace(cfg, **schedule)
+
+
+def total(chosen, model: ModelConfig, cfg: PlanConfig, platform: str, batch_size: int) -> Memory:
+    """Memory of a step with another micro-batch, as many of them in a step as `cfg` has."""
+    step = cfg.total_batch_size * batch_size // cfg.batch_size
+    cfg = dataclasses.replace(cfg, batch_size=batch_size, total_batch_size=step)
+    whole = memory.step_memory(chosen, model, cfg, platform, cfg.devices)
+    return memory.shared_out(whole, model, cfg.devices, cfg.zero_stage)
+
+
+def verdict(planned: Memory, limit: int, total_of) -> str:
+    """Whether it fits, and the largest micro-batch that does."""
+    largest = largest_batch(limit, lambda batch_size: total_of(batch_size).total)
+    if not largest:
+        return (
+            f"does not fit, and neither does --batch_size=1: a smaller --model or "
+            f"--sequence_length, --recompute=3, more --devices with --zero_stage, or a device "
+            f"with more than {limit / 2**30:.2f} GiB"
+        )
+    fits = "fits" if planned.total <= limit else "does not fit"
+    most = total_of(largest).total
+    return (
+        f"{fits}; the largest --batch_size that does is {largest}, with {most / 2**20:,.1f} of "
+        f"{limit / 2**20:,.1f} MiB"
+    )
+
+
+def largest_batch(limit: int, bytes_of) -> int:
+    """The largest micro-batch of which bytes_of is at most `limit`; 0 where none is.
+
+    bytes_of grows, in a line with few bends, and a call takes seconds: so each guess is where the
+    line through two known points meets the limit.
+    """
+    low, high = (0, 0), (LARGEST, math.inf)  # (batch size, bytes): fits, does not
+    points = [(n, bytes_of(n)) for n in (1, 8)]
+    while True:
+        low = max([low, *(point for point in points if point[1] <= limit)])
+        high = min([high, *(point for point in points if point[1] > limit)])
+        if high[0] - low[0] <= 1:
+            return low[0]
+        (a, at_a), (b, at_b) = (low, high) if low[0] and high[1] < math.inf else points[-2:]
+        guess = int(a + (limit - at_a) * (b - a) / max(1, at_b - at_a))
+        if len(points) > 6:  # there is a bend between them
+            guess = (low[0] + high[0]) // 2
+        guess = min(max(guess, low[0] + 1), high[0] - 1)
+        points.append((guess, bytes_of(guess)))
+
+
+def check(chosen, model: ModelConfig, cfg: PlanConfig, platform: str, planned: Memory) -> str:
+    """XLA's own plan for the step on the device here, beside ours."""
+    if platform != jax.default_backend():
+        raise BadInput(
+            f"--check compiles the step for the device here ({jax.default_backend()}), and "
+            f"--device={cfg.device} is none; leave --check out."
+        )
+    if cfg.devices != 1 or cfg.zero_stage:
+        raise BadInput("--check compares the step of one device; give neither --devices nor ZeRO.")
+    ops.select(cfg.ops, platform)  # to have the kernels loaded
+    rows = cfg.total_batch_size // cfg.sequence_length
+    shape = (rows // cfg.batch_size, cfg.batch_size, cfg.sequence_length)
+    state = jax.eval_shape(init_state, gpt2.shapes(model))
+    own = jax.eval_shape(partial(gradient_memory, model=model, cfg=cfg), state.params)
+    batch = jax.ShapeDtypeStruct(shape, jnp.int32)
+    step = partial(train_step, ops=chosen, model=model, cfg=cfg)
+    mapped = parallel.map_train_step(step, parallel.make_mesh())
+    by_xla = parallel.planned_bytes(mapped.lower(state, own, batch, batch).compile())
+    return (
+        f"XLA plans {by_xla / 2**20:,.1f} MiB: the table is "
+        f"{100 * (planned.total / by_xla - 1):+.1f} % of that"
+    )
+
+
+def work(model: ModelConfig, cfg: PlanConfig, device: Device | None) -> str:
+    """Tokens, steps, operations and time of the run, as a Markdown table."""
+    tokens = cfg.tokens
+    if not tokens and cfg.max_steps > 0:
+        tokens = cfg.max_steps * cfg.total_batch_size
+    if not tokens and cfg.train_data:
+        loader = TokenLoader("train_data", cfg.train_data, T=cfg.sequence_length, V=model.V)
+        tokens = loader.num_sequences * cfg.sequence_length
+    flop = gpt2.flop_per_token(model, cfg.sequence_length)["llm.c"]
+    rows = [
+        ("tokens in a step", f"{cfg.total_batch_size:,}"),
+        ("operations of a token (llm.c's formula)", f"{flop / 1e6:,.1f} MFLOP"),
+    ]
+    if tokens:
+        rows += [
+            ("tokens", f"{tokens:,}"),
+            ("steps", f"{tokens // cfg.total_batch_size:,}"),
+            ("operations", f"{flop * tokens:.3g} FLOP"),
+        ]
+    else:
+        rows.append(("tokens, steps, operations", "give --tokens, --max_steps or --train_data"))
+    if tokens and device:
+        peak = getattr(device, cfg.dtype)
+        seconds = flop * tokens / (cfg.devices * peak * cfg.mfu)
+        by = f"{cfg.mfu:.0%} of {peak / 1e12:,.0f} TFLOP/s ({device.source})"
+        rows.append((f"time at {by}", duration(seconds)))
+    elif tokens:
+        rows.append(("time", "not known: give --device, or measure with llmc_jax.compare"))
+    return "\n".join(
+        ["| work | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    )
+
+
+def duration(seconds: float) -> str:
+    """In the unit that one would say it in."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+if __name__ == "__main__":
+    program.run(main, PlanConfig)

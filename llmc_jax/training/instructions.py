@@ -1,0 +1,238 @@
+"""What XLA would run of a jaxpr: instructions, and the memory that each reads and writes.
+
+What is computed twice is computed once; elementwise work is done again wherever it is read, and
+written to memory where a kernel or a matrix product reads it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from jax.extend.core import Literal
+
+# Calls that are part of their caller once compiled.
+CALLS = {
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "shard_map",
+}
+# The same bytes under another shape or type.
+VIEWS = {"reshape", "squeeze", "expand_dims", "optimization_barrier", "pcast", "pvary", "copy"}
+# Not fused with what made their operands or with what reads their results.
+KERNELS = {"dot_general", "ffi_call", "sort", "scatter", "scatter-add", "scan", "pallas_call",
+           "all_gather", "psum", "psum_invariant", "while", "cond"}  # fmt: skip
+REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "argmax", "argmin"}
+# Done once, and written down, where more than one reads the result.
+EXPENSIVE = {"exp", "log", "log1p", "tanh", "div", "rsqrt", "sqrt", "pow", "erf", "logistic"}
+
+
+@dataclass(eq=False)
+class Value:
+    """An array of the jaxpr."""
+
+    size: int  # bytes
+    dtype: str
+    readers: list[str] = field(default_factory=list)  # primitives
+    buffers: frozenset["Buffer"] = frozenset()  # what must be in memory to have it
+    written: bool = False  # whether it is in memory itself, or computed from those when read
+    expensive: bool = False
+    widened: bool = False  # to float32 when it is written
+
+
+@dataclass(eq=False)
+class Buffer:
+    """Memory of one array."""
+
+    size: int
+    made_by: str  # the named scopes around it, e.g. classifier.forward
+    first: int = 0  # instructions between which it must be there
+    last: int = 0
+
+
+@dataclass
+class Equation:
+    """A line of the jaxpr, calls written out."""
+
+    primitive: str
+    params: dict
+    operands: list[Value | None]  # None: a literal
+    results: list[Value]
+    scope: str
+
+
+@dataclass
+class Instruction:
+    """What XLA will run as one."""
+
+    reads: frozenset[Buffer]
+    writes: list[Buffer]
+    in_place: bool = False  # may write over an operand
+    inside: int = 0  # bytes of a loop's body
+
+
+class Program(NamedTuple):
+    """A jaxpr as instructions, with the memory of its arguments and results (None: a literal)."""
+
+    instructions: list[Instruction]
+    arguments: list[Value]
+    results: list[Value | None]
+
+
+def program(jaxpr, cpu: bool, peak_of_loop: Callable) -> Program:
+    """The instructions of a jaxpr (not closed), in its order.
+
+    cpu: whether as XLA:CPU does: expensive work is done once and written down where more than one
+    reads it, and what a batched matrix product reads is float32 where it is bfloat16 by the jaxpr.
+    peak_of_loop(body, places): bytes that the body of a loop needs, whose i-th result is written
+    over argument places[i].
+    """
+    values, equations = _flatten(jaxpr)
+    arguments = [values[v] for v in jaxpr.invars]
+    results = [None if isinstance(v, Literal) else values[v] for v in jaxpr.outvars]
+    equations = _needed(equations, results, cpu)
+    for i, argument in enumerate(arguments):
+        argument.buffers, argument.written = frozenset([Buffer(0, f"argument {i}")]), True
+    return Program(_fuse(equations, results, cpu, peak_of_loop), arguments, results)
+
+
+def _flatten(jaxpr) -> tuple[dict, list[Equation]]:
+    """Its variables, and its equations with calls written out and repetitions left out."""
+    values, equations, known = {}, [], {}
+
+    def walk(jaxpr, scope):
+        for eqn in jaxpr.eqns:
+            name = eqn.primitive.name
+            operands = [None if isinstance(v, Literal) else values[v] for v in eqn.invars]
+            inner = "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
+            if name in CALLS:
+                body = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
+                body = getattr(body, "jaxpr", body)
+                values.update(zip(body.invars, operands, strict=True))
+                values.update((v, _value(v.aval)) for v in body.constvars)
+                walk(body, inner)
+                for outer, v in zip(eqn.outvars, body.outvars, strict=True):
+                    values[outer] = None if isinstance(v, Literal) else values[v]
+                continue
+            if name in VIEWS or (name == "convert_element_type" and _same_type(eqn)):
+                values.update(zip(eqn.outvars, operands, strict=True))
+                continue
+            literals = [v.val for v in eqn.invars if isinstance(v, Literal)]
+            key = (name, tuple(map(id, operands)), str(literals), _text(eqn.params))
+            if name in KERNELS - {"dot_general"} or key not in known:
+                known[key] = [_value(v.aval) for v in eqn.outvars]
+                equations.append(Equation(name, eqn.params, operands, known[key], inner))
+            values.update(zip(eqn.outvars, known[key], strict=True))
+
+    for v in (*jaxpr.invars, *jaxpr.constvars):
+        values[v] = _value(v.aval)
+    walk(jaxpr, "")
+    return values, equations
+
+
+def _text(params: dict) -> str:
+    """Parameters of a primitive, to be compared."""
+    return str(sorted((k, v) for k, v in params.items() if k not in ("sharding", "mesh")))
+
+
+def _value(aval) -> Value:
+    if not hasattr(aval, "shape"):
+        return Value(0, "")
+    return Value(math.prod(aval.shape) * aval.dtype.itemsize, str(aval.dtype))
+
+
+def _same_type(eqn) -> bool:
+    return eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype
+
+
+def _needed(equations: list[Equation], results, cpu: bool) -> list[Equation]:
+    """The equations that the results depend on; each value learns who reads it."""
+    wanted, kept = {id(r) for r in results if r}, []
+    for equation in reversed(equations):
+        if any(id(r) in wanted for r in equation.results):
+            kept.append(equation)
+            wanted |= {id(v) for v in equation.operands if v}
+            for v in equation.operands:
+                if v:
+                    v.readers.append(equation.primitive)
+                    v.widened |= cpu and _is_batched(equation)
+    return kept[::-1]
+
+
+def _is_batched(e: Equation) -> bool:
+    return e.primitive == "dot_general" and bool(e.params["dimension_numbers"][1][0])
+
+
+def _fuse(
+    equations: list[Equation], results, cpu: bool, peak_of_loop: Callable
+) -> list[Instruction]:
+    """The equations as XLA groups them."""
+    instructions = []
+
+    def write(value: Value, scope: str, reads=None) -> None:
+        """Have an instruction that computes `value` from what is in memory."""
+        if value.written:
+            return
+        reads = value.buffers if reads is None else reads
+        _give_memory(value, scope)
+        instructions.append(Instruction(reads, list(value.buffers), in_place=True))
+
+    for e in equations:
+        operands = [v for v in e.operands if v]
+        if e.primitive in KERNELS:
+            for v in operands:
+                write(v, e.scope)
+        reads = frozenset().union(*(v.buffers for v in operands))
+        if e.primitive in KERNELS:
+            instructions.append(_kernel(e, reads, peak_of_loop))
+        elif e.primitive in REDUCTIONS:
+            for v in e.results:
+                _give_memory(v, e.scope)
+            writes = [b for v in e.results for b in v.buffers]
+            instructions.append(Instruction(reads, writes))
+        else:
+            for v in e.results:
+                v.buffers = reads
+                v.expensive = e.primitive in EXPENSIVE or any(
+                    x.expensive and not x.written for x in operands
+                )
+                many = len(v.readers) > 1
+                if many and ((cpu and v.expensive) or any(r in KERNELS for r in v.readers)):
+                    write(v, e.scope)
+    for v in results:
+        if v:
+            write(v, "results")
+    return instructions
+
+
+def _give_memory(value: Value, scope: str) -> None:
+    size = value.size * (2 if value.widened and value.dtype == "bfloat16" else 1)
+    value.buffers, value.written = frozenset([Buffer(size, scope)]), True
+
+
+def _kernel(e: Equation, reads: frozenset[Buffer], peak_of_loop: Callable) -> Instruction:
+    """The instruction of a kernel, some of whose results may be in the place of operands."""
+    over, inside = {}, 0
+    if e.primitive == "ffi_call":
+        over = {result: operand for operand, result in e.params["input_output_aliases"]}
+    elif e.primitive.startswith("scatter"):
+        over = {0: 0}
+    elif e.primitive == "scan":
+        constants, carried = e.params["num_consts"], e.params["num_carry"]
+        over = {i: constants + i for i in range(carried)}
+        body = e.params["jaxpr"].jaxpr
+        places = [constants + i for i in range(carried)]
+        inside = peak_of_loop(body, places) if e.params["length"] else 0
+    writes = []
+    for i, v in enumerate(e.results):
+        operand = e.operands[over[i]] if i in over else None
+        if operand and operand.size == v.size and operand.buffers:
+            v.buffers, v.written = operand.buffers, True
+        else:
+            _give_memory(v, e.scope)
+            writes += v.buffers
+    return Instruction(reads, writes, inside=inside)

@@ -1,0 +1,147 @@
+"""The memory of a traced function as XLA will plan it, told without compiling it.
+
+XLA's plan follows from a few rules, which are applied here to the jaxpr: what is computed twice is
+computed once; elementwise work is done again wherever it is read, and written to memory where a
+kernel or a matrix product reads it; a result takes the place of an operand that dies; memory that
+is donated and never read holds other things until its result is written. So every op is counted as
+it is written, with no table of sizes kept by hand.
+
+Compared with XLA:CPU's own plan in tests/training/test_memory.py. On other platforms it is an
+estimate by the same rules.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmc_jax.training.instructions import Buffer, Instruction, Value, program
+
+
+@dataclass
+class Plan:
+    """Bytes beyond the function's arguments, at the moment when they are most."""
+
+    peak: int
+    where: str  # the named scopes of what is run then
+
+
+def plan(jaxpr, donated: Sequence[int] = (), *, cpu: bool = False) -> Plan:
+    """The plan for a jaxpr (not closed) whose i-th result is written over argument donated[i].
+
+    cpu: whether as XLA:CPU does (instructions.program says how). There an argument is also copied
+    first where one result is written over it and another is computed from it in a loop of its own;
+    other compilers make both in one loop.
+    """
+
+    def peak_of_loop(body, places) -> int:
+        return plan(body, places, cpu=cpu).peak
+
+    made, arguments, results = program(jaxpr, cpu, peak_of_loop)
+    instructions = _early(made)
+    _set_lifetimes(instructions, results)
+    over = {
+        _own(result): _own(arguments[i])
+        for i, result in zip(donated, results, strict=False)
+        if result and result.buffers and i < len(arguments)
+    }
+    sizes = {_own(argument): argument.size for argument in arguments}
+    copied = _copies(instructions, over) if cpu else {}
+    placed = _place_in_donated(instructions, over, sizes, copied)
+    held = [Buffer(sizes[a], "copies", 0, last) for a, last in copied.items()]
+    return _sweep(instructions, held, placed)
+
+
+def _early(instructions: list[Instruction]) -> list[Instruction]:
+    """What takes no more memory than it gives back, like a sum, as soon as its operands are there:
+    XLA's order is one of little memory."""
+    order: dict[Buffer, float] = {}
+    readers = Counter(b for instruction in instructions for b in instruction.reads)
+    keys = []
+    for i, instruction in enumerate(instructions):
+        key = float(i)
+        freed = sum(b.size for b in instruction.reads if readers[b] == 1)
+        if instruction.in_place and freed >= sum(b.size for b in instruction.writes):
+            key = max((order.get(b, -1.0) for b in instruction.reads), default=-1.0)
+        order.update((b, key) for b in instruction.writes)
+        keys.append(key)
+    return [instructions[i] for i in sorted(range(len(keys)), key=lambda i: (keys[i], i))]
+
+
+def _own(value: Value) -> Buffer:
+    return next(iter(value.buffers))
+
+
+def _set_lifetimes(instructions: list[Instruction], results) -> None:
+    for i, instruction in enumerate(instructions):
+        for buffer in instruction.writes:
+            buffer.first = buffer.last = i
+        for buffer in instruction.reads:
+            buffer.last = i
+    for v in results:
+        for buffer in v.buffers if v else ():
+            buffer.last = len(instructions)
+
+
+def _copies(instructions, over: dict[Buffer, Buffer]) -> dict[Buffer, int]:
+    """Arguments that are copied at the start -> when the copy is read last. Those that somebody
+    reads who is not sure to have done so when the result is written in their place."""
+    maker = {b: i for i, instruction in enumerate(instructions) for b in instruction.writes}
+    readers = defaultdict(set)
+    for i, instruction in enumerate(instructions):
+        for buffer in instruction.reads:
+            readers[buffer].add(i)
+    copied = {}
+    for result, argument in over.items():
+        if result not in maker or len(readers[argument]) < 2:
+            continue
+        before, queue = {maker[result]}, [maker[result]]
+        while queue:
+            made = {maker[b] for b in instructions[queue.pop()].reads if b in maker} - before
+            before |= made
+            queue += made
+        if readers[argument] - before:
+            copied[argument] = max(readers[argument])
+    return copied
+
+
+def _place_in_donated(instructions, over: dict[Buffer, Buffer], sizes, copied) -> set[Buffer]:
+    """Buffers that need no memory: results over arguments, and what fits in donated memory that
+    nobody reads (any more, after a copy) while its result is not there yet. Largest first, as XLA
+    does."""
+    read = frozenset().union(*(i.reads for i in instructions))
+    placed = {result for result in over if result.size == sizes[over[result]]}
+    rooms = [
+        (sizes[argument], [(result.first, result.last)])
+        for result, argument in over.items()
+        if (argument not in read or argument in copied) and result in placed
+    ]
+    rooms.sort(key=lambda room: room[0])
+    buffers = [b for i in instructions for b in i.writes if b not in placed and b.size]
+    for buffer in sorted(buffers, key=lambda b: -b.size):
+        for size, taken in rooms:
+            if size >= buffer.size and all(
+                buffer.last < first or last < buffer.first for first, last in taken
+            ):
+                taken.append((buffer.first, buffer.last))
+                placed.add(buffer)
+                break
+    return placed
+
+
+def _sweep(instructions, copied: list[Buffer], placed: set[Buffer]) -> Plan:
+    """The moment when most is alive."""
+    alive = {b for b in copied}
+    best = Plan(0, "")
+    for i, instruction in enumerate(instructions):
+        writes = [b for b in instruction.writes if b not in placed]
+        dying = {b for b in alive if b.last <= i and b not in writes}
+        now = sum(b.size for b in alive) + sum(b.size for b in writes) + instruction.inside
+        if instruction.in_place and any(
+            b.size == w.size for b in dying & instruction.reads for w in writes
+        ):
+            now -= writes[0].size
+        if now > best.peak:
+            best = Plan(now, instruction.writes[0].made_by if instruction.writes else "")
+        alive = (alive | set(writes)) - dying
+        alive = {b for b in alive if b.last > i}
+    return best

@@ -1,0 +1,191 @@
+"""What a training step takes of a device's memory, before it is compiled, and what would fit.
+
+Sizes come from the step itself: the state's from its shapes, the activations' from the model's own
+forward, the rest from the step's jaxpr (liveness.py). So a new op or model is counted as it is.
+"""
+
+import dataclasses
+import os
+import resource
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from llmc_jax.config import ModelConfig, RunStopped, TrainConfig
+from llmc_jax.models import gpt2
+from llmc_jax.ops import Ops
+from llmc_jax.training import liveness, parallel
+from llmc_jax.training.step import AXIS, gradient_memory, init_state, train_step
+
+
+class Memory(NamedTuple):
+    """Bytes of a training step on one device."""
+
+    parameters: int
+    moments: int
+    gradients: int  # memory that is theirs alone; 0 where they share the activations'
+    rest: int  # token ids, counters
+    activations: dict[str, int]  # tensor of gpt2.BlockActs or gpt2.Acts -> bytes in all layers
+    total: int
+    peak_in: str  # what is run when most is needed
+
+    @property
+    def kept(self) -> int:
+        """All that has a row of its own."""
+        own = self.parameters + self.moments + self.gradients + self.rest
+        return own + sum(self.activations.values())
+
+
+def step_memory(
+    ops: Ops, model: ModelConfig, cfg: TrainConfig, platform: str, devices: int = 1
+) -> Memory:
+    """Of the step that `cfg` describes, micro-batches of --batch_size on each of `devices`.
+
+    platform: where it is to run (cpu, gpu, tpu), which need not be here.
+    """
+    state = jax.eval_shape(init_state, gpt2.shapes(model))
+    memory = jax.eval_shape(partial(gradient_memory, model=model, cfg=cfg), state.params)
+    several = cfg.total_batch_size > cfg.batch_size * cfg.sequence_length * devices
+    # two micro-batches are as many as any number, but for the tokens
+    batch = jax.ShapeDtypeStruct((1 + several, cfg.batch_size, cfg.sequence_length), jnp.int32)
+    step = partial(train_step, ops=ops, model=model, cfg=cfg)
+    mapped = parallel.map_train_step(step, Mesh(np.array(jax.devices()[:1]), (AXIS,)))
+    arguments = (state, memory, batch, batch)
+    traced = mapped.trace(*arguments).jaxpr.jaxpr
+    donated = range(len(jax.tree.leaves((state, memory))))
+    plan = liveness.plan(traced, donated, cpu=platform == "cpu")
+    parts = dict(
+        parameters=size(state.params), moments=size((state.m, state.v)), gradients=size(memory)
+    )
+    everything = size(arguments)
+    return Memory(
+        **parts,
+        rest=everything - sum(parts.values()),
+        activations=activations(ops, model, cfg),
+        total=everything + plan.peak,
+        peak_in=plan.where or "the optimizer",
+    )
+
+
+def size(tree) -> int:
+    """Bytes of the arrays of a tree."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def activations(ops: Ops, model: ModelConfig, cfg: TrainConfig) -> dict[str, int]:
+    """Tensor -> bytes that the model's forward keeps for its backward, in all layers."""
+    tokens = jax.ShapeDtypeStruct((cfg.batch_size, cfg.sequence_length), jnp.int32)
+    dlosses = jax.ShapeDtypeStruct(tokens.shape, jnp.float32)
+    options = dict(cfg=model, recompute=cfg.recompute, dtype=cfg.dtype)
+    forward = partial(gpt2.forward, ops, **options)
+    _, acts = jax.eval_shape(forward, gpt2.shapes(model), tokens, tokens, dlosses)
+    sizes: dict[str, int] = {}
+    for where in (*acts.block, acts):
+        for name in where._fields:
+            if name != "block" and (bytes := size(getattr(where, name))):
+                sizes[name] = sizes.get(name, 0) + bytes
+    return sizes
+
+
+def shared_out(memory: Memory, model: ModelConfig, devices: int, stage: int) -> Memory:
+    """`memory` on one of `devices` where ZeRO splits moments (stage 1), gradients too (2), and
+    parameters too (3), of which then the largest tensor is whole at a time."""
+
+    def part(bytes: int, of_stage: int) -> int:
+        return -(-bytes // devices) if stage >= of_stage else bytes
+
+    parameters = part(memory.parameters, 3)
+    if stage == 3 and devices > 1:
+        parameters += 4 * max(p.size for p in jax.tree.leaves(gpt2.shapes(model)))
+    own = dict(
+        parameters=min(parameters, memory.parameters),
+        moments=part(memory.moments, 1),
+        gradients=part(memory.gradients, 2),
+    )
+    saved = sum(getattr(memory, name) - bytes for name, bytes in own.items())
+    return memory._replace(**own, total=memory.total - saved)
+
+
+def table(memory: Memory, cfg: TrainConfig) -> str:
+    """The memory as a Markdown table."""
+    shared = "" if memory.gradients else " (in the place of activations)"
+    rows = [
+        ("parameters, float32", memory.parameters),
+        ("AdamW's two moments", memory.moments),
+        (f"gradients{shared}", memory.gradients),
+        *((f"activations: {name}", bytes) for name, bytes in memory.activations.items()),
+        (f"what else is needed at the peak ({memory.peak_in})", memory.total - memory.kept),
+        (f"the step, B={cfg.batch_size} T={cfg.sequence_length} {cfg.dtype} "
+         f"recompute {cfg.recompute}", memory.total),
+    ]  # fmt: skip
+    width = max(len(name) for name, _ in rows)
+    lines = [f"| {'memory of one device':{width}} | {'MiB':>10} |"]
+    lines += [f"|{'-' * (width + 2)}|{'-' * 11}:|"]
+    lines += [f"| {name:{width}} | {bytes / 2**20:10,.1f} |" for name, bytes in rows]
+    return "\n".join(lines)
+
+
+def what_would_fit(
+    ops: Ops, model: ModelConfig, cfg: TrainConfig, platform: str, devices: int, limit: int
+) -> str:
+    """Flags with which the step fits in `limit` bytes, as a sentence: the largest micro-batch, and
+    for it the least --recompute. The tokens of a step, and so the run, stay what they are."""
+    for batch_size in (n for n in range(cfg.batch_size, 0, -1) if cfg.batch_size % n == 0):
+        fitting = ""
+        for recompute in range(3, -1, -1):
+            less = dataclasses.replace(cfg, batch_size=batch_size, recompute=recompute)
+            if batch_size == cfg.batch_size and recompute <= cfg.recompute:
+                break  # that is what did not fit
+            total = step_memory(ops, model, less, platform, devices).total
+            if total > limit:
+                break
+            flags = f"--batch_size={batch_size} --recompute={recompute}"
+            if batch_size != cfg.batch_size:
+                flags += f" --total_batch_size={cfg.total_batch_size}"
+            fitting = f"{flags} would take {total / 2**20:,.0f} MiB and fit"
+        if fitting:
+            return fitting
+    return (
+        f"--batch_size=1 --recompute=3 would take {total / 2**20:,.0f} MiB: take a smaller --model "
+        f"or --sequence_length, or a device with more memory"
+    )
+
+
+def device_memory() -> int:
+    """Bytes that a step may take on the device that is here: what its allocator has, or of the
+    host's memory what this process may take."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if limit := stats.get("bytes_limit"):
+        return limit
+    page = os.sysconf("SC_PAGE_SIZE")
+    host = page * os.sysconf("SC_PHYS_PAGES")
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return host
+    size, resident, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return min(limit - page * (size - resident), host)  # libraries are mapped, never in memory
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether XLA failed for want of memory."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def out_of_memory(ops: Ops, model: ModelConfig, cfg: TrainConfig, saved: str) -> RunStopped:
+    """What is said where a run's step does not fit: the table, and flags that would.
+
+    saved: what is left of the run, as the end of a sentence.
+    """
+    where = (jax.default_backend(), jax.device_count())
+    limit, memory = device_memory(), step_memory(ops, model, cfg, *where)
+    return RunStopped(
+        f"the device's memory, {limit / 2**20:,.0f} MiB, is not enough for this step; {saved}.\n\n"
+        f"{table(memory, cfg)}\n\n"
+        f"{what_would_fit(ops, model, cfg, *where, limit)}. (python -m llmc_jax.plan takes the "
+        f"flags of the run, and says so before it.)"
+    )

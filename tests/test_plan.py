@@ -1,0 +1,138 @@
+"""The planning program: tables, the largest batch, what it refuses; and a run out of memory."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from llmc_jax import config, devices, plan, train
+from llmc_jax.config import BadInput, RunStopped
+from llmc_jax.devices import DEVICES
+from llmc_jax.plan import PlanConfig
+from llmc_jax.training import memory
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def tiny_model(monkeypatch):
+    monkeypatch.setitem(config.MODELS, "tiny", tiny.MODEL)
+
+
+def cfg(**options) -> PlanConfig:
+    return PlanConfig(**(dict(model="tiny", batch_size=2, sequence_length=16) | options))
+
+
+def test_tables_of_a_device_that_is_not_here(capsys):
+    """Ops are that device's, its kernels need not be loaded; times and operations by hand."""
+    options = dict(devices=4, total_batch_size=256, tokens=10**12, mfu=0.5, dtype="bfloat16")
+    plan.main(cfg(device="h100", memory="1GiB", zero_stage=2, **options))
+    screen = capsys.readouterr().out
+    assert "device   4 x H100, 1.00 GiB for a step of each" in screen
+    assert "attention jnp, mlp cuda, classifier cuda" in screen  # heads of 16: no CUDA kernel
+    P = 4 * tiny.MODEL.num_parameters / 2**20
+    cells = [line.split("|") for line in screen.splitlines() if line.count("|") == 3]
+    rows = {name.strip(): value.strip() for _, name, value, _ in cells}
+    assert rows["parameters, float32"] == f"{P:.1f}"
+    assert rows["AdamW's two moments"] == f"{2 * P / 4:.1f}"
+    assert "planned for ZeRO stage 2" in screen and "\nfits; the largest --batch_size" in screen
+    flop = 6 * tiny.MODEL.num_parameters + 6 * 2 * 48 * 16
+    assert rows["operations"] == f"{flop * 1e12:.3g} FLOP"
+    assert rows["steps"] == f"{10**12 // 256:,}"
+    hours = flop * 1e12 / (4 * 989e12 * 0.5) / 3600
+    time = "time at 50% of 989 TFLOP/s (NVIDIA H100 datasheet (SXM))"
+    assert rows[time] == plan.duration(hours * 3600)
+
+
+def test_check_compares_with_xla_and_nothing_is_run(capsys):
+    plan.main(cfg(check=True, ops="ffi"))
+    told = next(line for line in capsys.readouterr().out.splitlines() if "XLA plans" in line)
+    assert abs(float(told.split("table is ")[1].split()[0])) < 2
+
+
+def test_tokens_are_those_of_the_data(tmp_path, capsys):
+    plan.main(cfg(train_data=tiny.write_data(tmp_path)["train_data"]))
+    assert "| tokens | 5,968 |" in capsys.readouterr().out
+    plan.main(cfg(max_steps=10))
+    assert "| tokens | 320 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("limit", [50, 1099, 2999, 9000, 10**6])
+@pytest.mark.parametrize(
+    "bytes_of", [lambda b: 100 + 7 * b, lambda b: max(1000 + b, 100 + 9 * b, 50 * b - 3000)]
+)
+def test_largest_batch(bytes_of, limit):
+    """What trying one after the other gives, in few calls."""
+    calls = []
+    found = plan.largest_batch(limit, lambda b: calls.append(b) or bytes_of(b))
+    wanted = max([b for b in range(1, plan.LARGEST) if bytes_of(b) <= limit], default=0)
+    assert found == wanted and len(calls) < 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(memory="80 giga"), "--memory=80 giga is not a size; write for instance 80GiB"),
+        (dict(memory="0GiB"), "--memory=0GiB is none"),
+        (dict(device="H1000"), "--device=H1000 is not in the table .* use one of A100-40GB, A100"),
+        (dict(sequence_length=33), "--sequence_length=33 is longer than --model=tiny"),
+        (dict(model="d7"), "--model=d7 is unknown"),
+        (dict(total_batch_size=100), "--total_batch_size=100 is not a multiple of the 32 tokens"),
+        (dict(devices=3, total_batch_size=64), "multiple of the 96 tokens .* --devices 3"),
+        (dict(ops="attention=ffi", device="TPU v5e"), "attention has no implementation 'ffi'"),
+        (dict(check=True, device="H200"), "--check compiles the step for the device here"),
+        (dict(check=True, devices=2), "--check compares the step of one device"),
+    ],
+)
+def test_impossible_plans_are_one_sentence(options, message):
+    with pytest.raises(BadInput, match=message):
+        plan.main(cfg(**options))
+
+
+def test_what_fits_nowhere_says_what_would_help(capsys):
+    plan.main(cfg(memory="10KB"))
+    assert "does not fit, and neither does --batch_size=1: a smaller --model" in (
+        capsys.readouterr().out
+    )
+
+
+def test_devices_are_found_by_every_name():
+    for device in DEVICES:
+        assert devices.named(device.name) == device
+        assert all(devices.known(kind) == device for kind in device.kinds)
+        assert device.source and device.bfloat16 >= device.float32 > 0
+    assert devices.known("cpu") is None
+
+
+@pytest.mark.parametrize("at", ["compile", "step"])
+def test_a_run_out_of_memory_ends_with_the_table(tmp_path, monkeypatch, at):
+    """And with flags that would fit; a checkpoint is named where there is one. Another error of
+    the device is not taken for it."""
+
+    def fail(what="RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes"):
+        raise jax.errors.JaxRuntimeError(what)
+
+    compile_update = train.compile_update
+
+    def failing(*arguments):
+        compiled = compile_update(*arguments)
+        calls = []
+
+        def update(*batch):
+            calls.append(0)
+            return fail() if len(calls) > 4 else compiled(*batch)
+
+        return fail() if at == "compile" else update
+
+    run = tiny.config(**tiny.write_data(tmp_path), output_dir=f"{tmp_path}/run", checkpoint_every=2)
+    monkeypatch.setattr(train, "compile_update", failing)
+    monkeypatch.setattr(memory, "device_memory", lambda: 1_000_000)
+    with pytest.raises(RunStopped) as error:
+        train.main(run)
+    told = str(error.value)
+    saved = "nothing is saved" if at == "compile" else "the newest checkpoint is of step 4"
+    assert told.startswith("the device's memory, 1 MiB, is not enough for this step; " + saved)
+    assert "| AdamW's two moments " in told and "| activations: qkv" in told
+    assert told.endswith("says so before it.)") and "--batch_size=1 --recompute=" in told
+    monkeypatch.setattr(train, "compile_update", lambda *_: fail("INTERNAL: something else"))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        train.main(dataclasses.replace(run, output_dir="", checkpoint_every=0))

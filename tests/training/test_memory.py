@@ -1,0 +1,134 @@
+"""The plan of a step's memory: against XLA's own plan of the compiled step, and llm.c's formula."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from llmc_jax import ops
+from llmc_jax.config import ModelConfig, TrainConfig, model_config
+from llmc_jax.models import gpt2
+from llmc_jax.training import liveness, memory, parallel
+from llmc_jax.training.step import gradient_memory, init_state, train_step
+
+SMALL = ModelConfig(L=2, NH=4, C=128, maxT=256, V=1000, Vp=1024)
+# Plans memory the same way in a fraction of the time.
+FAST = dict(xla_backend_optimization_level=0, xla_llvm_disable_expensive_passes=True)
+
+
+def config(B: int, T: int, A: int = 1, **options) -> TrainConfig:
+    steps = dict(max_steps=10, schedule_steps=10)
+    return TrainConfig(
+        batch_size=B, sequence_length=T, total_batch_size=A * B * T, **steps, **options
+    )
+
+
+def by_xla(chosen, model, cfg) -> int:
+    state = jax.eval_shape(init_state, gpt2.shapes(model))
+    own = jax.eval_shape(partial(gradient_memory, model=model, cfg=cfg), state.params)
+    A = cfg.total_batch_size // (cfg.batch_size * cfg.sequence_length)
+    batch = jax.ShapeDtypeStruct((A, cfg.batch_size, cfg.sequence_length), jnp.int32)
+    step = parallel.map_train_step(
+        partial(train_step, ops=chosen, model=model, cfg=cfg), parallel.make_mesh()
+    )
+    lowered = step.lower(state, own, batch, batch)
+    return parallel.planned_bytes(lowered.compile(compiler_options=FAST))
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "cfg", "within"),
+    [
+        (SMALL, "ffi", config(4, 256, recompute=0), 0.01),
+        (SMALL, "ffi", config(4, 256, dtype="bfloat16", recompute=3), 0.01),
+        (SMALL, "jnp", config(4, 256, dtype="bfloat16", recompute=0), 0.1),
+        (SMALL, "jnp", config(4, 128, recompute=2), 0.1),
+        (SMALL, "ffi,classifier=chunked", config(2, 128, A=2), 0.1),
+        (model_config("d12"), "ffi", config(4, 256, A=3, dtype="bfloat16"), 0.01),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_the_total_is_what_xla_plans(model, spec, cfg, within):
+    chosen, _ = ops.select(spec, "cpu")
+    planned = memory.step_memory(chosen, model, cfg, "cpu")
+    assert planned.total == pytest.approx(by_xla(chosen, model, cfg), rel=within)
+    P = 4 * model.num_parameters
+    assert (planned.parameters, planned.moments) == (P, 2 * P) and planned.gradients in (0, P)
+
+
+@pytest.mark.parametrize("recompute", [0, 1, 2])
+@pytest.mark.parametrize("name", ["d12", "d24", "d48"])
+def test_activations_are_what_llm_c_counts(name, recompute):
+    """Bytes of a token in bfloat16, flash attention, by its fill_in_activation_sizes: the layers'
+    are the same. Outside of them it has buffers for encoded, the MLP's hidden gradient and another
+    gradient (12 C), for fch_gelu where that is not kept (8 C), and for the losses (4), and we have
+    residual3 apart (2 C)."""
+    model, tokens = model_config(name), 2 * 1024
+    chosen, _ = ops.select("jnp", "cpu")
+    cfg = config(2, 1024, dtype="bfloat16", recompute=recompute)
+    kept = memory.activations(chosen, model, cfg)
+    L, C, NH, Vp = model.L, model.C, model.NH, model.Vp
+    llmc = 24 * L * C + L * (16 + 4 * NH) + 2 * max(3 * C, NH * 1024, Vp) + 22 * C + 12
+    llmc += {0: 8 * C * (L - 1), 1: 0, 2: -4 * L * C}[recompute]
+    assert llmc - sum(kept.values()) / tokens == {0: 10, 1: 18, 2: 18}[recompute] * C + 4
+    outside = ("residual3", "lnf", "lnf_stats", "classifier")
+    layers = sum(bytes for tensor, bytes in kept.items() if tensor not in outside)
+    assert layers / tokens == L * (C * {0: 32, 1: 24, 2: 20}[recompute] + 16 + 4 * NH)
+
+
+def test_zero_splits_what_its_stage_says():
+    cfg = config(1, 64)
+    chosen, _ = ops.select("jnp", "cpu")
+    whole = memory.step_memory(chosen, SMALL, cfg, "cpu")
+    P = 4 * SMALL.num_parameters
+    parts = [memory.shared_out(whole, SMALL, 4, stage)[:3] for stage in range(4)]
+    assert (
+        parts[0] == (P, 2 * P, P) and parts[1] == (P, P // 2, P) and parts[2] == (P, P // 2, P // 4)
+    )
+    assert parts[3] == (P // 4 + 4 * SMALL.Vp * SMALL.C, P // 2, P // 4)
+    third = memory.shared_out(whole, SMALL, 4, 3)
+    assert whole.total - third.total == sum(whole[:3]) - sum(third[:3])
+    assert memory.shared_out(whole, SMALL, 1, 3) == whole
+
+
+def test_what_would_fit_really_fits_and_is_the_largest():
+    chosen, _ = ops.select("ffi", "cpu")
+    cfg = config(8, 64, recompute=1)
+
+    def bytes_of(B, recompute):
+        less = dataclasses.replace(cfg, batch_size=B, recompute=recompute)
+        return memory.step_memory(chosen, SMALL, less, "cpu").total
+
+    told = memory.what_would_fit(chosen, SMALL, cfg, "cpu", 1, bytes_of(8, 1) - 1)
+    assert told.startswith("--batch_size=8 --recompute=") and told.endswith("and fit")
+    told = memory.what_would_fit(chosen, SMALL, cfg, "cpu", 1, bytes_of(4, 3))
+    assert told.startswith("--batch_size=4 --recompute=") and "--total_batch_size=512" in told
+    told = memory.what_would_fit(chosen, SMALL, cfg, "cpu", 1, 1000)
+    assert told.startswith("--batch_size=1 --recompute=3 would take") and "smaller --model" in told
+
+
+def peak(function, *shapes, donated=(), cpu=False) -> int:
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return liveness.plan(jax.jit(function).trace(*args).jaxpr.jaxpr, donated, cpu=cpu).peak
+
+
+def test_rules_of_liveness():
+    """Each on a function of 4 KiB arrays."""
+    K, x = 4096, (32, 32)
+    assert peak(lambda a, b: a @ b, x, x) == K
+    assert peak(lambda a, b: jnp.tanh(a * 2 + 1) @ b, x, x) == 2 * K  # fused; then the operand
+    assert peak(lambda a: a * 2 + 1, x) == K
+    assert peak(lambda a: (a @ a) + 1, x) == K  # in place of what dies
+    assert peak(lambda a: (a @ a) @ a + (a @ a), x) == 2 * K  # the same product once
+    assert peak(lambda a, b: a + b, x, x, donated=(0,)) == 0
+    # memory that nobody reads holds the product until it is written
+    assert peak(lambda m, a: jnp.sin(a @ a) @ a, x, x) == 2 * K
+    assert peak(lambda m, a: jnp.sin(a @ a) @ a, x, x, donated=(0,)) == K
+
+    def moments(m, g):
+        new = m * 0.9 + g
+        return new, (new * 2).sum() + g * m
+
+    assert peak(moments, x, x, donated=(0, 1)) == 4  # the sum
+    assert peak(moments, x, x, donated=(0, 1), cpu=True) == 2 * K + 4  # copies of m and g
