@@ -11,7 +11,7 @@ def describe(*packages: str) -> str:
     """Commit, processor, cores, and the versions of Python, jax, jaxlib and `packages`."""
     versions = [f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", *packages)]
     return (
-        f"commit {commit() or 'unknown'}, {_cpu()}, {os.cpu_count()} cores, "
+        f"commit {commit() or 'unknown'}, {processor()}, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}, {', '.join(versions)}"
     )
 
@@ -25,7 +25,8 @@ def commit() -> str:
         return ""
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """The processor by its own name, and which of the instruction sets that matter it has."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

@@ -19,6 +19,7 @@ LAYERS = [
     ("ops/", 3),
     ("models/", 4),
     ("files.py", 1),
+    ("devices.py", 1),
     ("training/", 5),
     ("data/", 5),
     ("generation/", 5),
@@ -28,11 +29,13 @@ LAYERS = [
     ("machine.py", 5),
     ("compilation_cache.py", 5),
     ("trained.py", 6),
+    ("bench_step.py", 6),
+    ("comparison/", 7),
     ("evaluation/", 7),
     ("view/", 7),
     ("", 8),  # the programs
 ]
-# The one exception: cuDNN's attention comes with its own backward, behind jax.vjp.
+# The one exception: attention of JAX's own comes with its own backward, behind jax.vjp.
 EXCEPTIONS = {"ops/attention.py": {"vjp"}}
 AUTODIFF = {"grad", "value_and_grad", "vjp", "jvp", "linearize", "custom_vjp", "jacrev", "jacfwd"}
 

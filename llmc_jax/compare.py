@@ -1,0 +1,113 @@
+"""Measure the training step here and show it beside others: python -m llmc_jax.compare.
+
+A results file is one line of JSON a measurement. It is made on each machine, and all files are
+shown in one table, picture and page: python -m llmc_jax.compare --nomeasure --results='*.jsonl'.
+"""
+
+import glob
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmc_jax import program
+from llmc_jax.comparison import charts, page, record, table
+from llmc_jax.comparison.measure import measure
+from llmc_jax.config import BadInput, model_config, option
+from llmc_jax.contestant import Task
+from llmc_jax.files import new_file
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What is measured, and what it is shown with."""
+
+    model: str = option("d12", "model: dN, gpt2:dN or gpt3:cC")
+    B: int = option(4, "sequences in a step, over all devices", minimum=1)
+    T: int = option(64, "tokens in a sequence", minimum=1)
+    dtype: str = option(
+        "float32", "type of activations and matrix products", choices=("float32", "bfloat16")
+    )
+    ops: str = option("auto", "implementation of the ops (train's --ops)")
+    cpu_isa: str = option("auto", "instruction set of our C++ kernels (train's --cpu_isa)")
+    recompute: int = option(
+        0, "what backward computes again (train's --recompute)", choices=(0, 1, 2, 3)
+    )
+    steps: int = option(5, "timed steps, after two of warm-up", minimum=1)
+    measure: bool = option(True, "measure here and append to --results; --nomeasure only shows")
+    results: str = option(
+        "compare.jsonl",
+        "files of JSON lines to show, globs separated by commas; what is measured is appended to "
+        "the first",
+    )
+    output: str = option(
+        "", "where to write the table (.md), picture (.png) and page (.html); empty: as --results"
+    )
+
+
+def main(cfg: CompareConfig) -> None:
+    """Measure, append, show."""
+    first = Path(next(filter(None, cfg.results.split(",")), ""))
+    task = check(cfg, first)
+    if cfg.measure:
+        made = measure(task, steps=cfg.steps)
+        made |= dict(model_name=cfg.model, ops_asked=cfg.ops)
+        record.append(first, made)
+        print(
+            f"{cfg.model} B={cfg.B} T={cfg.T} {cfg.dtype} --ops={cfg.ops}: "
+            f"{table.median_ms(made):,.1f} ms a step, {made['tokens_per_s']:,.0f} tokens/s"
+        )
+    records, skipped = record.read(files(cfg.results))
+    for one in skipped:
+        print(f"passed over: {one}", file=sys.stderr)
+    if not records:
+        raise BadInput(f"--results={cfg.results} holds no measurement that can be shown.")
+    show(records, skipped, cfg.output or str(first.with_suffix("")))
+
+
+def check(cfg: CompareConfig, first: Path) -> Task:
+    """What is to be measured. Raises BadInput for what can be told before."""
+    model = model_config(cfg.model)
+    if model.maxT < cfg.T:
+        raise BadInput(
+            f"--T={cfg.T} is longer than --model={cfg.model} can take; use at most {model.maxT}."
+        )
+    if cfg.measure and glob.has_magic(str(first)):
+        raise BadInput(
+            f"--results={cfg.results}: what is measured is appended to the first file, so that "
+            f"must be a name and no pattern; or add --nomeasure."
+        )
+    for path in (first, Path(cfg.output or first)):
+        if not path.absolute().parent.is_dir():
+            raise BadInput(f"{path} is in no directory that exists; make it first.")
+    return Task(
+        model=model, B=cfg.B, T=cfg.T, dtype=cfg.dtype, ops=cfg.ops, recompute=cfg.recompute,
+        cpu_isa=cfg.cpu_isa,
+    )  # fmt: skip
+
+
+def files(patterns: str) -> list[Path]:
+    """The files that --results names. Raises BadInput where a pattern matches none."""
+    paths = []
+    for pattern in filter(None, patterns.split(",")):
+        found = sorted(glob.glob(pattern))
+        if not found:
+            raise BadInput(f"--results={pattern} matches no file.")
+        paths += [Path(name) for name in found if Path(name) not in paths]
+    return paths
+
+
+def show(records: list[dict], skipped: list[str], output: str) -> None:
+    """Write table, picture and page, and say where they are."""
+    shown = {
+        "md": table.markdown(records, skipped).encode(),
+        "png": charts.picture(records),
+        "html": page.html(records, skipped).encode(),
+    }
+    for suffix, data in shown.items():
+        with new_file(f"{output}.{suffix}", overwrite=True) as file:
+            file.write(data)
+    print(f"shown in   {', '.join(f'{output}.{suffix}' for suffix in shown)}")
+
+
+if __name__ == "__main__":
+    program.run(main, CompareConfig)

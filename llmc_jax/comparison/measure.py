@@ -1,0 +1,141 @@
+"""One measurement: the training step as train.py makes it, on the devices of this process."""
+
+import os
+import platform as python_platform
+import statistics
+import time
+from functools import partial
+from importlib import metadata
+
+import jax
+
+from llmc_jax import devices, ffi, machine, ops
+from llmc_jax.bench_step import train_config
+from llmc_jax.comparison import ceilings, energy
+from llmc_jax.comparison.breakdown import OTHER, joined, needed, traced
+from llmc_jax.config import BadInput
+from llmc_jax.contestant import Task, peak_bytes, reset_peak
+from llmc_jax.models import gpt2
+from llmc_jax.models.initialize import initialize
+from llmc_jax.training import parallel
+from llmc_jax.training.step import gradient_memory, init_state, train_step
+
+WARMUP = 2  # steps
+TRACED = 2  # steps
+
+
+def measure(task: Task, *, steps: int) -> dict:
+    """The record of a measurement (record.py says what is in it). Raises BadInput."""
+    ffi.select_isa(task.cpu_isa)
+    platform, mesh = jax.default_backend(), parallel.make_mesh()
+    model = task.model
+    chosen, names = ops.select(task.ops, platform, model.C // model.NH)
+    if task.B % mesh.size:
+        raise BadInput(f"--B={task.B} cannot be split over {mesh.size} devices; use a multiple.")
+    step, compiled, compile_s = prepare(task, chosen, mesh)
+    timed = time_steps(step, steps, platform)
+    roofs = roof(chosen, task.dtype, platform)
+    by_pass = traced(step, TRACED, compiled.as_text())
+    needs = joined(needed(model, task.B // mesh.size, task.T, task.dtype), by_pass)
+    return dict(
+        platform=platform,
+        device=device_name(),
+        devices=mesh.size,
+        model=dict(L=model.L, NH=model.NH, C=model.C, parameters=model.num_parameters),
+        B=task.B,
+        T=task.T,
+        dtype=task.dtype,
+        recompute=task.recompute,
+        ops=names,
+        compile_s=round(compile_s, 2),
+        **timed,
+        **used(task, statistics.median(timed["step_ms"]) / 1000, mesh.size, roofs),
+        planned_bytes=parallel.planned_bytes(compiled),
+        ceilings=roofs,
+        passes={
+            name: dict(flop=cost.flop, bytes=cost.bytes, ms=by_pass.get(name))
+            for name, cost in needs.items()
+        },
+        other_ms=by_pass.get(OTHER),
+        commit=machine.commit() or "unknown",
+        versions={name: metadata.version(name) for name in ("jax", "jaxlib")}
+        | dict(python=python_platform.python_version()),
+    )
+
+
+def time_steps(step, steps: int, platform: str) -> dict:
+    """Milliseconds of each step, peak memory and energy while they were made."""
+    for _ in range(WARMUP):
+        step()
+    reset_peak()  # that of compiling is not a step's
+    times = []
+    with energy.measured(platform) as spent:
+        for _ in range(steps):
+            began = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - began)
+    stats = jax.devices()[0].memory_stats() or {}
+    return dict(
+        step_ms=[round(1000 * t, 3) for t in times],
+        memory_bytes=stats.get("peak_bytes_in_use") or peak_bytes(),
+        joules_per_step=None if spent.joules is None else round(spent.joules / steps, 3),
+        energy_by=spent.by,
+    )
+
+
+def used(task: Task, seconds: float, count: int, roofs: dict[str, float]) -> dict:
+    """Tokens/s of a step of `seconds`, and how much of the devices that is."""
+    peak, name = best_flops(task.dtype, count, roofs["matmul_flops"])
+    rate = task.B * task.T / seconds
+    flop = gpt2.flop_per_token(task.model, task.T)
+    return dict(
+        tokens_per_s=round(rate, 1),
+        mfu={formula: round(rate * f / peak, 4) for formula, f in flop.items()},
+        peak=dict(flops=peak, name=name),
+    )
+
+
+def prepare(task: Task, chosen: ops.Ops, mesh):
+    """(step, its compiled program, seconds that took); step() makes one and waits for it."""
+    cfg = train_config(task)
+    batch = parallel.split(tuple(x[None] for x in task.batch()), mesh, parallel.MICRO_BATCHES)
+    state = parallel.replicate(init_state(initialize(task.model, task.seed)), mesh)
+    memory = parallel.replicate(gradient_memory(state.params, task.model, cfg), mesh)
+    update = partial(train_step, ops=chosen, model=task.model, cfg=cfg)
+    began = time.perf_counter()
+    compiled = parallel.map_train_step(update, mesh).lower(state, memory, *batch).compile()
+    compile_s = time.perf_counter() - began
+    ffi.trim_memory()
+
+    def step() -> None:
+        nonlocal state, memory
+        state, memory, _ = jax.block_until_ready(compiled(state, memory, *batch))
+
+    return step, compiled, compile_s
+
+
+def roof(chosen: ops.Ops, dtype: str, platform: str) -> dict[str, float]:
+    """The measured ceilings of one device; arrays of a CPU's are smaller, or it takes minutes."""
+    cpu = platform == "cpu"
+    return dict(
+        copy_bytes_per_s=round(ceilings.copy_rate(2**28 if cpu else 2**30)),
+        matmul_flops=round(ceilings.matmul_rate(chosen, dtype, 2048 if cpu else 8192)),
+    )
+
+
+def best_flops(dtype: str, count: int, measured: float) -> tuple[float, str]:
+    """The FLOP/s that MFU is a part of, and where they are from: the datasheet of a known device,
+    else what was measured here."""
+    device = devices.known(jax.devices()[0].device_kind)
+    if device is None:
+        return count * measured, "measured matmul rate"
+    by = f", {device.float32_by}" if dtype == "float32" else ""
+    return count * getattr(device, dtype), f"{device.source}{by}"
+
+
+def device_name() -> str:
+    """As the table of devices has it, or as the machine calls itself."""
+    kind = jax.devices()[0].device_kind
+    if device := devices.known(kind):
+        return device.name
+    return kind if kind != "cpu" else f"{machine.processor()}, {os.cpu_count()} cores"

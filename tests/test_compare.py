@@ -1,0 +1,237 @@
+"""Measurements: a small one from end to end, files of results good and bad, what is shown."""
+
+import json
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from llmc_jax import compare, config, devices, ops
+from llmc_jax.compare import CompareConfig
+from llmc_jax.comparison import breakdown, energy, page, record, table
+from llmc_jax.config import BadInput
+from llmc_jax.models import gpt2
+from llmc_jax.ops import cases
+from llmc_jax.ops.op import Cost
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def tiny_model(monkeypatch, tmp_path):
+    monkeypatch.setitem(config.MODELS, "tiny", tiny.MODEL)
+    monkeypatch.chdir(tmp_path)
+
+
+def example(**fields) -> dict:
+    """A record as it is read."""
+    one = dict(
+        schema=record.SCHEMA, platform="gpu", device="H100", devices=1, model_name="d12", B=4, T=64,
+        dtype="bfloat16", recompute=0, ops_asked="auto", compile_s=3.2, step_ms=[10.0, 12.0, 11.0],
+        tokens_per_s=23000.0, mfu={"llm.c": 0.41, "PaLM": 0.43},
+        peak=dict(flops=989e12, name="a datasheet"), memory_bytes=2**31, planned_bytes=2**30,
+        joules_per_step=5.12, ceilings=dict(copy_bytes_per_s=1e9, matmul_flops=1e12),
+        passes={
+            "mlp.forward": dict(flop=2e9, bytes=1e6, ms=4.0),
+            "adamw": dict(flop=0, bytes=3e6, ms=None),
+        },
+        other_ms=1.0, commit="abc", versions=dict(jax="0.10.1"), time="2026-01-01 00:00:00",
+    )  # fmt: skip
+    return one | fields
+
+
+def write(name: str, *records) -> None:
+    lines = [one if isinstance(one, str) else json.dumps(one) for one in records]
+    Path(name).write_text("\n".join(lines))
+
+
+def test_a_measurement_is_appended_and_shown(monkeypatch, capsys):
+    """Small ceilings, or they would take longer than the step."""
+    monkeypatch.setattr(compare.measure.__globals__["ceilings"], "copy_rate", lambda bytes: 5e9)
+    monkeypatch.setattr(
+        compare.measure.__globals__["ceilings"], "matmul_rate", lambda ops, dtype, n: 1e11
+    )
+    cfg = CompareConfig(model="tiny", B=2, T=16, steps=3, results="mine.jsonl")
+    Path("mine.jsonl").write_text('{"cut sho')
+    compare.main(cfg)
+    assert "line 1: not whole" in capsys.readouterr().err
+    made = json.loads(Path("mine.jsonl").read_text().splitlines()[1])
+    assert made.keys() >= set(record.FIELDS) and len(made["step_ms"]) == 3
+    flop = gpt2.flop_per_token(tiny.MODEL, 16)
+    for name, count in flop.items():
+        assert made["mfu"][name] == pytest.approx(count * made["tokens_per_s"] / 1e11, abs=1e-4)
+    assert made["peak"] == dict(flops=1e11, name="measured matmul rate")
+    assert made["joules_per_step"] is None or made["energy_by"]
+    seen = {name for name, one in made["passes"].items() if one["ms"]}
+    assert {"attention.forward", "attention.backward", "mlp.backward", "adamw"} <= seen
+    assert "classifier.backward" not in made["passes"]  # its kernel does both in one
+    for suffix, begins in (("md", b"# The training"), ("png", b"\x89PNG"), ("html", b"<!doctype")):
+        assert Path(f"mine.{suffix}").read_bytes().startswith(begins)
+    assert made["device"] in Path("mine.md").read_text()
+
+
+def test_what_cannot_be_read_is_passed_over_by_name():
+    old = example(schema="llmc_jax.compare 0")
+    without = example()
+    del without["passes"]
+    write("a.jsonl", example(), old, "", "[1]", without, '{"schema": "llmc')
+    records, skipped = record.read([Path("a.jsonl")])
+    assert len(records) == 1
+    assert skipped == [
+        "a.jsonl, line 2: of schema 'llmc_jax.compare 0', and this program reads "
+        "'llmc_jax.compare 1'",
+        "a.jsonl, line 4: of schema 'None', and this program reads 'llmc_jax.compare 1'",
+        "a.jsonl, line 5: without passes",
+        "a.jsonl, line 6: not whole (JSON ends early)",
+    ]
+    assert all(f"- passed over: {one}" in table.markdown(records, skipped) for one in skipped)
+
+
+def test_the_last_of_each_is_shown_the_fastest_first():
+    slow, again = example(tokens_per_s=1.0), example(tokens_per_s=2.0, time="2026-01-02 00:00:00")
+    write("a.jsonl", again, slow, example(device="B200", tokens_per_s=9.0))
+    records, _ = record.read([Path("a.jsonl")])
+    assert [r["tokens_per_s"] for r in records] == [9.0, 2.0]
+
+
+def test_table_and_breakdown_by_hand():
+    text = table.markdown([example()], [])
+    assert (
+        "| H100 | d12, B=4, T=64, bfloat16 | auto | 11.0 | 10.0-12.0 | 3 | 23,000 | 41.0% | 43.0% "
+        "| 989 (a datasheet) | 2.00 | 1.00 | 3.2 | 0.02 | 1.0 | 1 | 2026-01-01, abc, jax 0.10.1 |"
+    ) in text
+    assert "| mlp.forward | 4.00 | 80.0% | 2.00 | 50% | matmul |" in text
+    assert "| adamw |  |  | 3.00 |  | copy |" in text
+    assert "| what is in no op | 1.00 | 20.0% |  |  |  |" in text
+
+
+class Check(HTMLParser):
+    """Tags that are closed, and nothing that a page would load."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.loads = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.loads += [v for k, v in attrs if k in ("src", "href") and not v.startswith("data:")]
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_loads_nothing():
+    records = [example(), example(device="<b>x", tokens_per_s=1.0, joules_per_step=None)]
+    text, check = page.html(records, ["a & b"]), Check()
+    check.feed(text)
+    assert not check.open and not check.loads and "<script" not in text and "@import" not in text
+    assert "&lt;b&gt;x" in text and "a &amp; b" in text and "<b>" not in text
+    assert "prefers-color-scheme" in text and "log scale" in text and "not told" in text
+    assert "Joules" not in page.html([records[1]], [])  # nobody knows
+
+
+def test_bars_are_as_long_as_their_numbers():
+    assert page.width(10, [5, 10], log=False) == 80 and page.width(5, [5, 10], log=False) == 40
+    assert page.width(1000, [1, 1000], log=True) == pytest.approx(80)
+    assert 0 < page.width(1, [1, 1000], log=True) < page.width(10, [1, 1000], log=True) < 80
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(T=33), "--T=33 is longer than --model=tiny can take; use at most 32"),
+        (dict(model="d7"), "--model=d7 is unknown"),
+        (dict(ops="magic"), "--ops=magic: no op has an implementation 'magic'"),
+        (dict(results="*.jsonl"), "appended to the first file, so that must be a name"),
+        (dict(results="no/where.jsonl"), "no/where.jsonl is in no directory that exists"),
+        (dict(measure=False, results="*.none"), "--results=\\*.none matches no file"),
+        (dict(measure=False, results="empty"), "--results=empty holds no measurement"),
+        (dict(measure=False, results="a folder"), "a folder cannot be read: Is a directory"),
+    ],
+)
+def test_bad_input_is_one_sentence(options, message):
+    Path("empty").touch()
+    Path("a folder").mkdir()
+    with pytest.raises(BadInput, match=message):
+        compare.main(CompareConfig(**(dict(model="tiny", B=2, T=16) | options)))
+    assert sorted(path.name for path in Path().iterdir()) == ["a folder", "empty"]
+
+
+def zone(folder: Path, name: str, before: int, after: int):
+    path = folder / name
+    path.mkdir()
+    (path / "energy_uj").write_text(str(before))
+    (path / "max_energy_range_uj").write_text("1000000")
+    return lambda: (path / "energy_uj").write_text(str(after))
+
+
+def test_energy_of_processors_by_rapl(monkeypatch, tmp_path):
+    """Packages only, their parts left out; a counter that started again at 0."""
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    ends = [
+        zone(tmp_path, "intel-rapl:0", 100_000, 350_000),
+        zone(tmp_path, "intel-rapl:0:0", 0, 9),
+    ]
+    ends.append(zone(tmp_path, "intel-rapl:1", 900_000, 100_000))
+    with energy.measured("cpu") as used:
+        for end in ends:
+            end()
+    assert used.joules == pytest.approx(0.25 + 0.2) and "RAPL" in used.by
+
+
+def test_energy_that_nobody_tells_is_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for platform in ("cpu", "gpu", "tpu"):
+        with energy.measured(platform) as used:
+            pass
+        assert used.joules is None and not used.by
+
+
+def test_energy_of_gpus_by_nvidia_smi(monkeypatch, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 100.5\necho 99.5\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setattr(energy, "PERIOD", 0.01)
+    with energy.measured("gpu") as used:
+        subprocess.run(["sleep", "0.3"], check=True)
+    assert 200 * 0.3 <= used.joules < 200 * 30 and "nvidia-smi" in used.by
+
+
+def test_costs_of_a_step_add_up_to_the_formulas():
+    """Products of all passes: 6 operations a parameter of a matrix and a token, and attention's 7
+    products of half a square; what a page of arithmetic would say of the rest."""
+    model, B, T = tiny.MODEL, 2, 16
+    needs = breakdown.needed(model, B, T, "bfloat16")
+    matrices = 12 * model.L * model.C**2 + model.Vp * model.C
+    flop = 6 * B * T * matrices + 7 * B * T * T * model.C * model.L
+    assert sum(cost.flop for cost in needs.values()) == flop
+    X = 2 * B * T * model.C
+    assert needs["layernorm.forward"] == Cost(0, 2 * X * (model.L + 1))
+    assert needs["residual_layernorm.backward"] == Cost(0, 4 * X * 2 * model.L)
+    assert needs["adamw"] == Cost(0, 28 * model.num_parameters)
+
+
+@pytest.mark.parametrize("op", cases.CASES)
+def test_costs_count_what_a_pass_returns(op):
+    """At least its output is written, and at least its inputs' gradients."""
+    case = cases.CASES[op][0]
+    inputs = cases.shapes(case, jnp.dtype("bfloat16"))
+    forward, backward = ops.COST[op](*inputs, **case.static)
+    made = [x.shape for x in cases.make_inputs(case, jnp.dtype("bfloat16"))]
+    assert made == [x.shape for x in inputs]
+    assert forward.bytes > 0 and backward.bytes > 0
+    assert backward.flop == (2.5 if op == "attention" else 2) * forward.flop
+
+
+def test_an_unknown_device_is_measured_and_a_known_one_has_its_peak(monkeypatch):
+    measure = compare.measure.__globals__
+    assert measure["best_flops"]("float32", 2, 7.0) == (14.0, "measured matmul rate")
+    monkeypatch.setattr(devices, "known", lambda kind: devices.named("H100"))
+    assert measure["best_flops"]("float32", 2, 7.0) == (
+        2 * 495e12,
+        "NVIDIA H100 datasheet (SXM), TF32",
+    )
