@@ -147,6 +147,8 @@ def saved_gradients(saved, dout, lnf, wte, targets, dlosses, *, V):
 
 
 LOGITS = {"jnp": logits, "ffi": native_logits}
+
+
 def cost(lnf, wte, targets, dlosses, *, V) -> tuple[Cost, Cost]:
     """One product forward, two backward; no logit need leave a kernel. dwte is float32."""
     product = 2 * math.prod(targets.shape) * math.prod(wte.shape)
