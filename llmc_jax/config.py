@@ -121,7 +121,9 @@ class TrainConfig:
         "", "directory for log, checkpoints and picture; empty: write nothing (-o)", may_change=True
     )
     # batches
-    batch_size: int = option(4, "B: sequences in a micro-batch on each device (-b)", minimum=1)
+    batch_size: int = option(
+        4, "B: sequences in a micro-batch on each device (-b)", minimum=1, may_change=True
+    )
     sequence_length: int = option(1024, "T: tokens in a sequence (-t)", minimum=1)
     total_batch_size: int = option(
         -1, "tokens in one step over all devices; -1: one micro-batch on each device (-d)"
@@ -205,6 +207,56 @@ class TrainConfig:
         choices=("auto", "amx", "avx512", "avx2", "portable"),
         may_change=True,
     )
+    # on which devices, and what each of them holds
+    devices: str = option(
+        "",
+        "cpu:N: N virtual devices on this machine's CPU, to try what needs several; empty: all "
+        "that there are",
+        may_change=True,
+    )
+    mapper: str = option(
+        "shard_map",
+        "how the step is mapped over the devices; pmap: by jax.pmap, in one process, without ZeRO",
+        choices=("shard_map", "pmap"),
+        may_change=True,
+    )
+    zero_stage: int = option(
+        0,
+        "ZeRO: what each device holds only its part of: 1 the optimizer's moments, 2 also the "
+        "accumulated gradients, 3 also the parameters (-z)",
+        choices=(0, 1, 2, 3),
+        may_change=True,
+    )
+    grad_reduce_dtype: str = option(
+        "float32",
+        "type in which gradients are sent and added up over the devices",
+        choices=("float32", "bfloat16"),
+    )
+    num_processes: int = option(
+        -1,
+        "processes that make the run together, each with the devices of its machine; -1: as SLURM, "
+        "Open MPI or Kubernetes say, or one",
+        minimum=-1,
+        may_change=True,
+    )
+    process_id: int = option(
+        -1, "which of them this is, from 0; -1: as they say", minimum=-1, may_change=True
+    )
+    coordinator_address: str = option(
+        "", "HOST:PORT that process 0 is reached at; empty: as they say", may_change=True
+    )
+    coordinator_timeout: int = option(
+        300,
+        "seconds that the processes wait for each other at the start",
+        minimum=1,
+        may_change=True,
+    )
+    heartbeat_timeout: int = option(
+        100,
+        "seconds after which a process that is not heard of counts as dead",
+        minimum=1,
+        may_change=True,
+    )
     compilation_cache: str = option(
         "auto",
         "where compiled programs are kept for the next start: auto (the user's cache folder), off, "
@@ -286,8 +338,9 @@ class TrainConfig:
 
 # Options that say how a process begins, not what the run is.
 OF_THE_START = {
-    "resume", "resume_step", "reschedule", "init_from", "output_dir", "compilation_cache",
-    "profile_steps",
+    "resume", "resume_step", "reschedule", "init_from", "output_dir", "devices", "num_processes",
+    "process_id", "coordinator_address", "coordinator_timeout", "heartbeat_timeout",
+    "compilation_cache", "profile_steps",
 }  # fmt: skip
 
 

@@ -65,6 +65,7 @@ class EvaluateConfig:
         "type of activations and matrix products; auto: that of the run or the file",
         choices=("auto", "float32", "bfloat16"),
     )
+    devices: str = option("", "cpu:N: N virtual devices on this machine's CPU, as in training")
     ops: str = option("auto", "implementation of the ops, as in training")
     cpu_isa: str = option(
         "auto",
@@ -79,6 +80,7 @@ class EvaluateConfig:
 def main(cfg: EvaluateConfig) -> None:
     """Read all that is asked for, then evaluate it, print it, and write it."""
     check(cfg)
+    parallel.select_devices(cfg.devices)
     ffi.select_isa(cfg.cpu_isa)
     mesh = parallel.make_mesh()
     trained = open_trained(mesh, run=cfg.run, model=cfg.model, step=cfg.step)

@@ -60,6 +60,7 @@ class GenerateConfig:
         "type of activations and matrix products; auto: that of the run or the file",
         choices=("auto", "float32", "bfloat16"),
     )
+    devices: str = option("", "cpu:N: N virtual devices on this machine's CPU, as in training")
     ops: str = option("auto", "implementation of the ops, as in training")
     cpu_isa: str = option(
         "auto",
@@ -94,6 +95,7 @@ class Text:
 def main(cfg: GenerateConfig) -> None:
     """Print each prompt and its continuation; a single one as it grows."""
     prompts = read_prompts(cfg)
+    parallel.select_devices(cfg.devices)
     ffi.select_isa(cfg.cpu_isa)
     trained = open_trained(parallel.make_mesh(), run=cfg.run, model=cfg.model, step=cfg.step)
     T = trained.context(cfg.sequence_length)

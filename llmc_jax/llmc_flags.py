@@ -16,13 +16,12 @@ NO_COUNTERPART = {
     "-f": "XLA chooses how float32 is multiplied; JAX's default_matmul_precision says otherwise",
     "-w": "master weights are always float32",
     "-ge": "the kernels of --ops decide what they fuse",
-    "-z": "the optimizer's state is not sharded; this changes memory, not results",
-    "-pn": "one process drives all devices of a machine",
-    "-pr": "one process drives all devices of a machine",
-    "-pg": "one process drives all devices of a machine",
-    "-pi": "one process drives all devices of a machine",
-    "-ps": "one process drives all devices of a machine",
-    "-pf": "one process drives all devices of a machine",
+    "-pn": "one process drives all devices of a machine; see --num_processes for more",
+    "-pr": "one process drives all devices of a machine; see --num_processes for more",
+    "-pg": "one process drives all devices of a machine; see --num_processes for more",
+    "-pi": "one process drives all devices of a machine; see --num_processes for more",
+    "-ps": "one process drives all devices of a machine; see --num_processes for more",
+    "-pf": "one process drives all devices of a machine; see --num_processes for more",
 }
 
 HELLASWAG = "dev/data/hellaswag/hellaswag_val.bin"  # what -h 1 evaluates

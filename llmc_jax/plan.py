@@ -40,13 +40,7 @@ class PlanConfig(TrainConfig):
         "memory a step may take of a device, e.g. 80GiB; empty: that of --device (of a GPU the "
         "three quarters that JAX takes), or of the one here",
     )
-    devices: int = option(1, "how many of them", minimum=1)
-    zero_stage: int = option(
-        0,
-        "what is split over the devices: 1 moments, 2 gradients too, 3 parameters too; planned "
-        "only, training has stage 0 (-z)",
-        choices=(0, 1, 2, 3),
-    )
+    num_devices: int = option(1, "how many of them, in all processes", minimum=1)
     mfu: float = option(0.4, "part of the device's peak that the step reaches", minimum=0.001)
     tokens: int = option(
         0, "tokens to train on; 0: by --max_steps, or one epoch of --train_data", minimum=0
@@ -75,14 +69,12 @@ def main(cfg: PlanConfig) -> None:
     told = device.name if device else jax.devices()[0].device_kind
     print(
         f"model    {cfg.model}: {model.num_parameters:,} parameters\n"
-        f"device   {cfg.devices} x {told}, {limit / 2**30:.2f} GiB for a step of each\n"
+        f"device   {cfg.num_devices} x {told}, {limit / 2**30:.2f} GiB for a step of each\n"
         f"ops      {', '.join(f'{op} {name}' for op, name in names.items())}\n"
     )
     total_of = cache(partial(total, chosen, model, cfg, platform))
     planned = total_of(cfg.batch_size)
     print(memory.table(planned, cfg))
-    if cfg.zero_stage:
-        print(f"planned for ZeRO stage {cfg.zero_stage}, which training does not have yet")
     print(verdict(planned, limit, total_of))
     if cfg.check:
         print(check(chosen, model, cfg, platform, planned))
@@ -108,13 +100,13 @@ def memory_limit(cfg: PlanConfig, device: Device | None) -> int:
 
 def with_total(cfg: PlanConfig) -> PlanConfig:
     """`cfg` with --total_batch_size filled in. Raises BadInput where it is no multiple."""
-    micro_batch = cfg.batch_size * cfg.sequence_length * cfg.devices
+    micro_batch = cfg.batch_size * cfg.sequence_length * cfg.num_devices
     tokens = micro_batch if cfg.total_batch_size == -1 else cfg.total_batch_size
     if tokens <= 0 or tokens % micro_batch:
         raise BadInput(
             f"--total_batch_size={tokens} is not a multiple of the {micro_batch} tokens of one "
             f"micro-batch (--batch_size {cfg.batch_size} x --sequence_length "
-            f"{cfg.sequence_length} x --devices {cfg.devices})."
+            f"{cfg.sequence_length} x --num_devices {cfg.num_devices})."
         )
     schedule = dict(total_batch_size=tokens, schedule_steps=max(1, cfg.schedule_steps))
     return dataclasses.replace(cfg, **schedule)
@@ -124,8 +116,7 @@ def total(chosen, model: ModelConfig, cfg: PlanConfig, platform: str, batch_size
     """Memory of a step with another micro-batch, as many of them in a step as `cfg` has."""
     step = cfg.total_batch_size * batch_size // cfg.batch_size
     cfg = dataclasses.replace(cfg, batch_size=batch_size, total_batch_size=step)
-    whole = memory.step_memory(chosen, model, cfg, platform, cfg.devices)
-    return memory.shared_out(whole, model, cfg.devices, cfg.zero_stage)
+    return memory.step_memory(chosen, model, cfg, platform, cfg.num_devices)
 
 
 def verdict(planned: Memory, limit: int, total_of) -> str:
@@ -134,7 +125,7 @@ def verdict(planned: Memory, limit: int, total_of) -> str:
     if not largest:
         return (
             f"does not fit, and neither does --batch_size=1: a smaller --model or "
-            f"--sequence_length, --recompute=3, more --devices with --zero_stage, or a device "
+            f"--sequence_length, --recompute=3, more --num_devices with --zero_stage, or a device "
             f"with more than {limit / 2**30:.2f} GiB"
         )
     fits = "fits" if planned.total <= limit else "does not fit"
@@ -173,8 +164,8 @@ def check(chosen, model: ModelConfig, cfg: PlanConfig, platform: str, planned: M
             f"--check compiles the step for the device here ({jax.default_backend()}), and "
             f"--device={cfg.device} is none; leave --check out."
         )
-    if cfg.devices != 1 or cfg.zero_stage:
-        raise BadInput("--check compares the step of one device; give neither --devices nor ZeRO.")
+    if cfg.num_devices != 1 or cfg.zero_stage:
+        raise BadInput("--check compares the step of one device; leave out --num_devices and ZeRO.")
     ops.select(cfg.ops, platform)  # to have the kernels loaded
     rows = cfg.total_batch_size // cfg.sequence_length
     shape = (rows // cfg.batch_size, cfg.batch_size, cfg.sequence_length)
@@ -213,7 +204,7 @@ def work(model: ModelConfig, cfg: PlanConfig, device: Device | None) -> str:
         rows.append(("tokens, steps, operations", "give --tokens, --max_steps or --train_data"))
     if tokens and device:
         peak = getattr(device, cfg.dtype)
-        seconds = flop * tokens / (cfg.devices * peak * cfg.mfu)
+        seconds = flop * tokens / (cfg.num_devices * peak * cfg.mfu)
         by = f"{cfg.mfu:.0%} of {peak / 1e12:,.0f} TFLOP/s ({device.source})"
         rows.append((f"time at {by}", duration(seconds)))
     elif tokens:

@@ -24,7 +24,7 @@ def cfg(**options) -> PlanConfig:
 
 def test_tables_of_a_device_that_is_not_here(capsys):
     """Ops are that device's, its kernels need not be loaded; times and operations by hand."""
-    options = dict(devices=4, total_batch_size=256, tokens=10**12, mfu=0.5, dtype="bfloat16")
+    options = dict(num_devices=4, total_batch_size=256, tokens=10**12, mfu=0.5, dtype="bfloat16")
     plan.main(cfg(device="h100", memory="1GiB", zero_stage=2, **options))
     screen = capsys.readouterr().out
     assert "device   4 x H100, 1.00 GiB for a step of each" in screen
@@ -34,7 +34,7 @@ def test_tables_of_a_device_that_is_not_here(capsys):
     rows = {name.strip(): value.strip() for _, name, value, _ in cells}
     assert rows["parameters, float32"] == f"{P:.1f}"
     assert rows["AdamW's two moments"] == f"{2 * P / 4:.1f}"
-    assert "planned for ZeRO stage 2" in screen and "\nfits; the largest --batch_size" in screen
+    assert "\nfits; the largest --batch_size" in screen
     flop = 6 * tiny.MODEL.num_parameters + 6 * 2 * 48 * 16
     assert rows["operations"] == f"{flop * 1e12:.3g} FLOP"
     assert rows["steps"] == f"{10**12 // 256:,}"
@@ -77,10 +77,10 @@ def test_largest_batch(bytes_of, limit):
         (dict(sequence_length=33), "--sequence_length=33 is longer than --model=tiny"),
         (dict(model="d7"), "--model=d7 is unknown"),
         (dict(total_batch_size=100), "--total_batch_size=100 is not a multiple of the 32 tokens"),
-        (dict(devices=3, total_batch_size=64), "multiple of the 96 tokens .* --devices 3"),
+        (dict(num_devices=3, total_batch_size=64), "multiple of the 96 tokens .* --num_devices 3"),
         (dict(ops="attention=ffi", device="TPU v5e"), "attention has no implementation 'ffi'"),
         (dict(check=True, device="H200"), "--check compiles the step for the device here"),
-        (dict(check=True, devices=2), "--check compares the step of one device"),
+        (dict(check=True, num_devices=2), "--check compares the step of one device"),
     ],
 )
 def test_impossible_plans_are_one_sentence(options, message):

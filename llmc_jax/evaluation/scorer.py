@@ -70,7 +70,7 @@ def make_scorer(
         params, scores = cast(params), [None] * len(rows)
 
         def collect(indices, results):
-            results = jax.device_get(results)
+            results = parallel.to_host(results)
             for place, index in enumerate(indices):
                 end = len(rows[index].tokens) - 1
                 of_row = [x[place, end - rows[index].scored : end] for x in results]

@@ -6,6 +6,7 @@ a stack in front of a kernel call is a copy, stacking the results is another, an
 copies took 7 % of the step. So the layers are a Python loop and not a lax.scan.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -187,8 +188,22 @@ def restore(ops: Ops, p: Block, a: BlockActs, dresidual) -> BlockActs:
     return a
 
 
-def trunk(ops: Ops, params: Params, inputs, *, cfg: ModelConfig, recompute: int = 0, dtype=None):
-    """From tokens to the last layer's output; inputs (B,T) int32, dtype as in `forward`.
+def at_hand(p, now):
+    """The parameters of a layer, where they need not be fetched from anywhere."""
+    return p
+
+
+def trunk(
+    ops: Ops,
+    params: Params,
+    inputs,
+    *,
+    cfg: ModelConfig,
+    recompute: int = 0,
+    dtype=None,
+    fetch: Callable = at_hand,
+):
+    """From tokens to the last layer's output; inputs (B,T) int32, dtype and fetch as in `forward`.
 
     Returns (residual3 (B,T,C), a BlockActs a layer); unused ones cost nothing once compiled.
     """
@@ -196,6 +211,7 @@ def trunk(ops: Ops, params: Params, inputs, *, cfg: ModelConfig, recompute: int 
     acts = []
     for layer, p in enumerate(params.block):
         with jax.named_scope(f"block{layer}"):
+            p = fetch(p, residual)
             residual, a = block_forward(ops, p, residual, NH=cfg.NH)
         acts.append(drop(a, recompute))
     return residual, tuple(acts)
@@ -211,26 +227,38 @@ def forward(
     cfg: ModelConfig,
     recompute: int = 0,
     dtype=None,
+    fetch: Callable = at_hand,
 ):
     """Losses of the targets, and what backward needs.
 
     inputs, targets (B,T) int32, a target below 0 is ignored; dlosses (B,T) float32, gradient of
     the total loss with respect to each loss (ops/classifier.py says why forward takes it), None
     where there will be no backward. dtype: of the activations; None: that of params.wte.
+    fetch(p, now): the Block that an element p of params.block stands for, asked for just before its
+    layer, when the array `now` has been computed.
     Returns (losses (B,T) float32, Acts). Reference: llm.c gpt2_forward.
     """
-    residual3, block_acts = trunk(ops, params, inputs, cfg=cfg, recompute=recompute, dtype=dtype)
+    options = dict(recompute=recompute, dtype=dtype, fetch=fetch)
+    residual3, block_acts = trunk(ops, params, inputs, cfg=cfg, **options)
     lnf, lnf_stats = ops.layernorm.forward(residual3, params.lnfw, params.lnfb, eps=EPS)
     losses, saved = ops.classifier.forward(lnf, params.wte, targets, dlosses, V=cfg.V)
     return losses, Acts(block_acts, residual3, lnf, lnf_stats, saved)
 
 
 def backward(
-    ops: Ops, params: Params, acts: Acts, dlosses, inputs, targets, *, cfg: ModelConfig
+    ops: Ops,
+    params: Params,
+    acts: Acts,
+    dlosses,
+    inputs,
+    targets,
+    *,
+    cfg: ModelConfig,
+    fetch: Callable = at_hand,
 ) -> Params:
     """Gradient of sum(losses * dlosses) for every parameter, in float32: forward reversed.
 
-    Arrays as in `forward`. Reference: llm.c gpt2_backward_and_reduce.
+    Arrays and fetch as in `forward`. Reference: llm.c gpt2_backward_and_reduce.
     """
     dlnf, dwte_head = ops.classifier.backward(
         acts.classifier, dlosses, acts.lnf, params.wte, targets, dlosses, V=cfg.V
@@ -240,8 +268,8 @@ def backward(
     )
     dblock = []
     for layer in reversed(range(cfg.L)):
-        p = params.block[layer]
         with jax.named_scope(f"block{layer}"):
+            p = fetch(params.block[layer], dresidual)
             a = restore(ops, p, acts.block[layer], dresidual)
             dresidual, dp = block_backward(ops, p, a, dresidual, NH=cfg.NH)
         dblock.insert(0, dp)
@@ -267,6 +295,11 @@ def head(ops: Ops, params: Params, residual3, cfg: ModelConfig):
     return ops.logits(lnf, params.wte)[:, : cfg.V]
 
 
-def cast(params: Params, dtype) -> Params:
-    """The parameters as the ops use them: matrices in `dtype`, vectors as they are."""
-    return jax.tree.map(lambda p: p.astype(dtype) if is_matrix(p) else p, params)
+def cast(params: Params, dtype, like: Params | None = None) -> Params:
+    """The parameters as the ops use them: matrices in `dtype`, vectors as they are.
+
+    like: which are which by their shapes, where params have lost them.
+    """
+    return jax.tree.map(
+        lambda p, shape: p.astype(dtype) if is_matrix(shape) else p, params, like or params
+    )

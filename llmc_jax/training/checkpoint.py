@@ -21,7 +21,7 @@ from etils import epath
 
 from llmc_jax.config import BadInput
 from llmc_jax.models.gpt2 import Params
-from llmc_jax.training import arrays, manifest
+from llmc_jax.training import arrays, manifest, parallel
 from llmc_jax.training.step import TrainState
 
 STEP_DIGITS = 8
@@ -45,10 +45,12 @@ class Failure(NamedTuple):
 class Checkpointer:
     """Saves and restores the checkpoints in one folder; a context that ends with all on disk."""
 
-    def __init__(self, folder: Path, *, keep: int = 0, major_every: int = 0):
+    def __init__(self, folder: Path, *, keep: int = 0, major_every: int = 0, writes: bool = True):
         """keep: how many of the newest checkpoints stay after a save; 0: all. Those of every
-        major_every steps stay too (0: none)."""
+        major_every steps stay too (0: none). writes: False in a process that only helps another to
+        save, by sending it what it has of the state."""
         self._folder, self._keep, self._major_every = folder, keep, major_every
+        self._writes = writes
         self._copy = None  # of the state, reused: fresh memory takes longer to touch than to copy
         self._thread = None
         self._failure = None
@@ -95,22 +97,30 @@ class Checkpointer:
             if _is_unfinished(self.path(step)):
                 shutil.rmtree(self.path(step))
 
-    def reserve(self, state: TrainState) -> None:
-        """Take the memory for copies of `state`, in the background, so that no save has to."""
-        self._copy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)
-        self._start(self._touch)
+    def reserve(self, like: TrainState, *, touch: bool = True) -> None:
+        """Take the memory for copies of a state with the shapes and dtypes of `like`; touch: in the
+        background, so that no save has to wait until the system gives it."""
+        self._copy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+        if touch and self._writes:
+            self._start(self._touch)
 
     def save(self, state: TrainState, run: dict, step: int) -> None:
         """Write a checkpoint. Returns once the state is copied; writing goes on meanwhile.
 
+        state: as it lies on the devices, in parts or not (then `reserve` said what its shapes are).
         What goes wrong with the writing is kept for take_failure().
         """
         self.wait()
         if self._copy is None:
             self.reserve(state)
             self.wait()
-        jax.tree.map(_copy_to, self._copy, state)
-        self._start(self._write, run, step)
+        # Array by array: together they may not fit on one device.
+        for copy, leaf in zip(jax.tree.leaves(self._copy), jax.tree.leaves(state), strict=True):
+            leaf = jax.block_until_ready(parallel.whole(leaf, copy.shape))
+            if self._writes:
+                _copy_to(copy, leaf)
+        if self._writes:
+            self._start(self._write, run, step)
 
     def wait(self) -> None:
         """Wait until what is being written is on disk, or has failed."""

@@ -7,6 +7,8 @@ forward, the rest from the step's jaxpr (liveness.py). So a new op or model is c
 import dataclasses
 import os
 import resource
+from collections.abc import Callable
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -46,8 +48,10 @@ def step_memory(
 ) -> Memory:
     """Of the step that `cfg` describes, micro-batches of --batch_size on each of `devices`.
 
-    platform: where it is to run (cpu, gpu, tpu), which need not be here.
+    platform: where it is to run (cpu, gpu, tpu), which need not be here. What --zero_stage shares
+    out is taken off the step of one device that has all.
     """
+    stage, cfg = cfg.zero_stage, dataclasses.replace(cfg, zero_stage=0)
     state = jax.eval_shape(init_state, gpt2.shapes(model))
     memory = jax.eval_shape(partial(gradient_memory, model=model, cfg=cfg), state.params)
     several = cfg.total_batch_size > cfg.batch_size * cfg.sequence_length * devices
@@ -63,13 +67,14 @@ def step_memory(
         parameters=size(state.params), moments=size((state.m, state.v)), gradients=size(memory)
     )
     everything = size(arguments)
-    return Memory(
+    whole = Memory(
         **parts,
         rest=everything - sum(parts.values()),
         activations=activations(ops, model, cfg),
         total=everything + plan.peak,
         peak_in=plan.where or "the optimizer",
     )
+    return shared_out(whole, model, devices, stage)
 
 
 def size(tree) -> int:
@@ -169,6 +174,18 @@ def device_memory() -> int:
         return host
     size, resident, *_ = map(int, Path("/proc/self/statm").read_text().split())
     return min(limit - page * (size - resident), host)  # libraries are mapped, never in memory
+
+
+@contextmanager
+def enough(ops: Ops, model: ModelConfig, cfg: TrainConfig, saved: Callable[[], str]):
+    """Raises RunStopped, which says what would fit, where memory does not do for what is done
+    inside. saved: what is left of the run, as the end of a sentence."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(ops, model, cfg, saved()) from error
 
 
 def is_out_of_memory(error: Exception) -> bool:

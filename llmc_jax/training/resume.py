@@ -35,10 +35,8 @@ def newest_whole(checkpoints: Checkpointer) -> int | None:
     return None
 
 
-def find_start(
-    checkpoints: Checkpointer, cfg: TrainConfig, record: dict
-) -> tuple[Start, TrainConfig]:
-    """The start of the run in cfg.output_dir, and cfg with the schedule it has.
+def find_start(checkpoints: Checkpointer, cfg: TrainConfig, record: dict) -> tuple[Start, int]:
+    """The start of the run in cfg.output_dir, and its --schedule_steps.
 
     record: what a checkpoint would say of this run. What comes after the step is set aside; what
     is broken or different and may be is said aloud. Raises BadInput where the run is another.
@@ -47,7 +45,7 @@ def find_start(
         checkpoints.remove_unfinished()
         step = newest_whole(checkpoints) if cfg.resume_step == -1 else cfg.resume_step
         if step is None:
-            return Start(0, False), with_schedule(cfg, None)
+            return Start(0, False), with_schedule(cfg, None).schedule_steps
         if step not in checkpoints.all_steps():
             saved = ", ".join(map(str, checkpoints.steps())) or "none"
             raise BadInput(f"--resume_step={step} was not saved; {cfg.output_dir} has {saved}.")
@@ -61,7 +59,7 @@ def find_start(
         raise BadInput(
             f"--output_dir={cfg.output_dir} cannot be used: {error.strerror} ({error.filename})."
         ) from error
-    return Start(step, before.get("loop_done", True)), cfg
+    return Start(step, before.get("loop_done", True)), cfg.schedule_steps
 
 
 def with_schedule(cfg: TrainConfig, before: dict | None) -> TrainConfig:
@@ -85,11 +83,25 @@ def refuse_another_run(before: dict, cfg: TrainConfig, record: dict) -> None:
             f"--resume: the run in {cfg.output_dir} was started with other options "
             f"({'; '.join(different)}); give the old ones, or another --output_dir{remedy}."
         )
+    if cfg.shuffle_order == "llmc":
+        refuse_another_order(before, cfg, record)
     data = before.get("data", record["data"])
     if data != record["data"]:
         raise BadInput(
             f"--resume: --train_data={cfg.train_data} is not what the run in {cfg.output_dir} was "
             f"started with ({_words(data)}; now {_words(record['data'])}); give it the old files."
+        )
+
+
+def refuse_another_order(before: dict, cfg: TrainConfig, record: dict) -> None:
+    """Raises BadInput where llm.c's order would be another, which hangs on B and the devices."""
+    was = before["config"]["batch_size"], before.get("devices", record["devices"])
+    now = cfg.batch_size, record["devices"]
+    if was != now:
+        raise BadInput(
+            f"--resume: with --shuffle_order=llmc the batches hang on --batch_size and devices, "
+            f"which were {was[0]} and {was[1]} and are now {now[0]} and {now[1]}; take the old "
+            f"ones."
         )
 
 

@@ -23,20 +23,30 @@ class Saver:
         say: where messages go."""
         self._checkpoints, self._cfg, self._record, self._say = checkpoints, cfg, record, say
         self._last = start  # step of the newest checkpoint
-        self._clock = time.monotonic()
+        self._clock, self._saves = time.monotonic(), 0
         self._held_back = False  # a checkpoint is due as soon as numbers are finite again
 
-    def due(self, step: int) -> bool:
-        """Whether a checkpoint is to be written before update `step`."""
+    def due_by_clock(self, step: int) -> int:
+        """The number of the save, from 1, that --checkpoint_minutes makes due before update `step`;
+        0: none is."""
+        if not self._checkpoints or step == self._last or not self._cfg.checkpoint_minutes:
+            return 0
+        minutes = (time.monotonic() - self._clock) / 60
+        return self._saves + 1 if minutes >= self._cfg.checkpoint_minutes else 0
+
+    def due(self, step: int, by_clock: int) -> bool:
+        """Whether a checkpoint is to be written before update `step`.
+
+        by_clock: what due_by_clock said, here or in another process whose clock is ahead.
+        """
         if not self._checkpoints or step == self._last or not self._cfg.saves_checkpoints:
             return False
         cfg = self._cfg
-        minutes = (time.monotonic() - self._clock) / 60
         return (
             self._held_back
             or step == cfg.max_steps
             or any(n and step % n == 0 for n in (cfg.checkpoint_every, cfg.major_checkpoint_every))
-            or bool(cfg.checkpoint_minutes and minutes >= cfg.checkpoint_minutes)
+            or by_clock > self._saves
         )
 
     def save(self, state: TrainState, step: int, bad_steps: int, *, loop_done: bool = True) -> None:
@@ -60,6 +70,7 @@ class Saver:
         self.report_failure()  # of the save before: the one after the last is finish()'s to report
         self._checkpoints.save(state, self._record | here, step)
         self._last, self._clock = step, time.monotonic()
+        self._saves += 1
 
     def stop(self, state: TrainState, step: int, bad_steps: int) -> str:
         """Save what a signal ends after update `step`; what can be done next, in words."""

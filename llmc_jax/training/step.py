@@ -1,7 +1,7 @@
 """One training step and one evaluation step, as each device runs them.
 
-The functions know the name of the mesh axis they are mapped over, AXIS, and nothing else about
-devices: parallel.py maps them.
+parallel.py maps the functions over the devices. What they send to each other, and what they keep
+in parts by --zero_stage, is in shards.py.
 """
 
 from typing import NamedTuple
@@ -15,19 +15,18 @@ from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.ops import Ops
 from llmc_jax.ops.adamw import Hyper
-from llmc_jax.training import outliers
+from llmc_jax.training import outliers, shards
 from llmc_jax.training.outliers import Window
 from llmc_jax.training.schedules import learning_rate
-
-AXIS = "data"
+from llmc_jax.training.shards import AXIS
 
 
 class TrainState(NamedTuple):
-    """What a step changes; everything is float32 and the same on every device."""
+    """What a step changes, in float32; the same on every device but for what is in parts."""
 
-    params: Params
-    m: Params  # AdamW's first moment
-    v: Params  # AdamW's second moment
+    params: Params  # from ZeRO's stage 3 on in parts (shards.py)
+    m: Params  # AdamW's first moment, from stage 1 on in parts
+    v: Params  # AdamW's second moment, the same
     step: Array  # int32, number of steps made, skipped ones included
     losses: Window  # what --skip_loss_zscore compares with
     grad_norms: Window  # what --skip_grad_zscore compares with
@@ -57,7 +56,10 @@ def gradient_memory(params: Params, model: ModelConfig, cfg: TrainConfig) -> Par
     Memory that a step takes and gives back is cleared by the operating system each time it is
     touched again, a fifth of a small step's time on a CPU. But gradients without memory of their
     own share that of the activations: so they get some where the activations are the smaller.
+    Gradients in parts get none.
     """
+    if cfg.zero_stage:
+        return None
     tokens = cfg.batch_size * cfg.sequence_length
     activations = 12 * model.L * model.C * tokens * jnp.dtype(cfg.dtype).itemsize
     if activations > sum(p.size * 4 for p in jax.tree.leaves(params)):
@@ -78,14 +80,16 @@ def train_step(
     """AdamW on the mean gradient of A micro-batches on each device.
 
     memory: of `gradient_memory`, whose values mean nothing; given back as the second result, it
-    holds the gradients. inputs, targets (A,B,T) int32. Gradients are accumulated and averaged
-    over devices in float32, then clipped by their global norm. Where the loss or the norm is not
-    finite, or an outlier by --skip_loss_zscore or --skip_grad_zscore, the step counts but changes
-    neither parameters nor moments.
+    holds the gradients. inputs, targets (A,B,T) int32. Gradients are accumulated in float32 and
+    averaged over devices (--grad_reduce_dtype), then clipped by their global norm. Where the loss
+    or the norm is not finite, or an outlier by --skip_loss_zscore or --skip_grad_zscore, the step
+    counts but changes neither parameters nor moments.
     """
-    loss, grads = _accumulate(ops, state.params, inputs, targets, model, cfg)
-    loss, grads = _mean_over_devices((loss, grads))
+    stage = shards.stage_in_force(cfg, lax.axis_size(AXIS))
+    loss, grads = _gradients(ops, state.params, inputs, targets, model, cfg, stage)
     norm = ops.global_norm(grads)
+    if stage:  # of this device's parts
+        norm = jnp.sqrt(lax.psum(jnp.square(norm), AXIS))
     losses, loss_zscore = outliers.add(state.losses, loss)
     grad_norms, grad_zscore = outliers.add(state.grad_norms, norm)
     skip = ~(jnp.isfinite(loss) & jnp.isfinite(norm))
@@ -103,35 +107,57 @@ def train_step(
         beta2=cfg.adam_beta2,
         eps=cfg.adam_eps,
     )
-
-    decay = jax.tree.map(lambda p: cfg.weight_decay if gpt2.is_matrix(p) else 0.0, state.params)
-    params, m, v = ops.adamw(state.params, grads, state.m, state.v, hyper, weight_decay=decay)
-    state = TrainState(params, m, v, state.step + 1, losses, grad_norms)
+    updated = _update(ops, state, grads, hyper, model, cfg, stage)
+    state = TrainState(*updated, state.step + 1, losses, grad_norms)
     metrics = Metrics(loss, norm, hyper.lr, loss_zscore, grad_zscore, skip)
     return state, None if memory is None else grads, metrics
 
 
 def eval_step(params: Params, inputs, targets, *, ops: Ops, model: ModelConfig, cfg: TrainConfig):
-    """Mean loss over all devices' (B,T) targets, a float32 scalar."""
-    params = _weights(params, ops, cfg)
-    losses, _ = gpt2.forward(ops, params, inputs, targets, None, cfg=model, dtype=cfg.dtype)
-    return _mean_over_devices(jnp.mean(losses))
+    """Mean loss over all devices' (B,T) targets, ignored ones as 0; a float32 scalar."""
+    stage = shards.stage_in_force(cfg, lax.axis_size(AXIS))
+    params = _weights(params, ops, model, cfg, stage)
+    params, fetch = _fetched(params, model, stage)
+    options = dict(cfg=model, dtype=cfg.dtype, fetch=fetch)
+    losses, _ = gpt2.forward(ops, params, inputs, targets, None, **options)
+    return shards.mean(jnp.mean(losses))
 
 
-def _accumulate(ops, params, inputs, targets, model, cfg):
-    """Mean loss and gradients over this device's micro-batches; inputs, targets (A,B,T)."""
-    # Each device's gradients are its own until pmean: JAX's type system is told so here, and
-    # then refuses a step that forgets to reduce them.
-    params = _varying(_weights(params, ops, cfg))
+def _gradients(ops, params, inputs, targets, model, cfg, stage):
+    """Mean loss over all devices' micro-batches, and its gradients: from stage 1 on in parts."""
+    dtype = jnp.dtype(cfg.grad_reduce_dtype)
+
+    def in_parts(grads):
+        return jax.tree.map(lambda g: shards.mean_part(g, dtype), grads)
+
+    each = in_parts if stage >= 2 else lambda grads: grads
+    loss, grads = _accumulate(ops, params, inputs, targets, model, cfg, stage, each)
+    loss = shards.mean(loss)
+    if stage == 0:
+        return loss, shards.mean(grads, dtype)
+    return loss, in_parts(grads) if stage == 1 else grads
+
+
+def _accumulate(ops, params, inputs, targets, model, cfg, stage, each):
+    """Mean loss and gradients over this device's micro-batches; inputs, targets (A,B,T).
+
+    each: what becomes of the gradients of every micro-batch before they are added up.
+    """
+    params = _weights(params, ops, model, cfg, stage)
+    if stage < 3:
+        # Each device's gradients are its own until they are reduced: JAX's type system is told so
+        # here, and then refuses a step that forgets to. (Parts are of that type from the start.)
+        params = _varying(params)
     dlosses = jnp.full(inputs.shape[1:], 1 / inputs.size, jnp.float32)
 
     def micro_step(inputs, targets):
+        fetched, fetch = _fetched(params, model, stage)
         losses, acts = gpt2.forward(
-            ops, params, inputs, targets, dlosses,
-            cfg=model, recompute=cfg.recompute, dtype=cfg.dtype,
+            ops, fetched, inputs, targets, dlosses,
+            cfg=model, recompute=cfg.recompute, dtype=cfg.dtype, fetch=fetch,
         )  # fmt: skip
-        grads = gpt2.backward(ops, params, acts, dlosses, inputs, targets, cfg=model)
-        return jnp.sum(losses * dlosses), grads
+        grads = gpt2.backward(ops, fetched, acts, dlosses, inputs, targets, cfg=model, fetch=fetch)
+        return jnp.sum(losses * dlosses), each(grads)
 
     if inputs.shape[0] == 1:  # no accumulator: saves a pass over all gradients
         return micro_step(inputs[0], targets[0])
@@ -139,25 +165,46 @@ def _accumulate(ops, params, inputs, targets, model, cfg):
     def add(total, batch):
         return jax.tree.map(jnp.add, total, micro_step(*batch)), None
 
-    zero = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    grads = jax.eval_shape(micro_step, inputs[0], targets[0])[1]
+    zero = jax.tree.map(lambda g: jnp.zeros(g.shape, jnp.float32), grads)
     total, _ = lax.scan(add, _varying((jnp.float32(0), zero)), (inputs, targets))
     return total
 
 
-def _weights(params, ops, cfg):
+def _weights(params, ops, model, cfg, stage):
     """The parameters as the ops take them: rounded to --dtype, unless all ops do that themselves.
 
     A rounded copy of GPT-2 124M is 237 MiB, and to write it and read it twice costs as much as to
-    read the float32 weights twice.
+    read the float32 weights twice. Parts are always rounded: then half as much is sent.
     """
     readers = (ops.encoder, ops.matmul, ops.mlp, ops.classifier)
-    return params if all(op.rounds_weights for op in readers) else gpt2.cast(params, cfg.dtype)
+    if stage < 3 and all(op.rounds_weights for op in readers):
+        return params
+    return gpt2.cast(params, cfg.dtype, like=gpt2.shapes(model))
 
 
-def _mean_over_devices(tree):
-    """The mean of each leaf over the devices. Of one device it is left out: a reduction over a
-    single device is a copy to XLA:CPU, 475 MiB of gradients for GPT-2 124M."""
-    return lax.pmean(tree, AXIS) if lax.axis_size(AXIS) > 1 else tree
+def _fetched(params, model, stage):
+    """The parameters, and the function that gets those of a layer when its turn comes.
+
+    Those outside of the layers are needed at both ends of the model, and stay.
+    """
+    if stage < 3:
+        return params, gpt2.at_hand
+    shapes = gpt2.shapes(model)
+    outer = params._replace(block=()), shapes._replace(block=())
+    outer = jax.tree.map(lambda part, x: shards.whole(part, x.shape, to="varying"), *outer)
+    return outer._replace(block=params.block), shards.make_fetch(shapes.block[0])
+
+
+def _update(ops, state, grads, hyper, model, cfg, stage):
+    """AdamW's new (params, m, v), on this device's parts of them where they are in parts."""
+    shapes = gpt2.shapes(model)
+    decay = jax.tree.map(lambda p: cfg.weight_decay if gpt2.is_matrix(p) else 0.0, shapes)
+    params = jax.tree.map(shards.own_part, state.params) if stage in (1, 2) else state.params
+    params, m, v = ops.adamw(params, grads, state.m, state.v, hyper, weight_decay=decay)
+    if stage in (1, 2):
+        params = jax.tree.map(lambda part, x: shards.whole(part, x.shape), params, shapes)
+    return params, m, v
 
 
 def _varying(tree):

@@ -14,7 +14,7 @@ class Stop:
     """
 
     def __init__(self):
-        self.requested = ""  # the signal's name
+        self.requested = 0  # the signal's number
         self._before = {}
 
     def __enter__(self) -> "Stop":
@@ -26,7 +26,12 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @staticmethod
+    def name(number: int) -> str:
+        """What a signal is called."""
+        return signal.Signals(number).name
+
     def _first(self, number: int, _frame) -> None:
-        self.requested = signal.Signals(number).name
+        self.requested = number
         for other in self._before:
             signal.signal(other, signal.SIG_DFL)

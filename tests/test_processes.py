@@ -1,0 +1,197 @@
+"""Two processes that make one run: the same losses, one that writes, and what can go wrong.
+
+Each test runs the training program in processes of its own, which meet at a free port.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from llmc_jax.data.tokens import write_shard
+from llmc_jax.training.checkpoint import Checkpointer
+from llmc_jax.training.logger import read_metrics
+from llmc_jax.training.run_dir import RunDir
+from tests import tiny
+
+# --model=tiny; and where AT=STEP,SIGNAL is in the environment, the process gets it before that step
+PROGRAM = """
+import os, sys
+from llmc_jax import config, program, train
+from tests import tiny
+config.MODELS["tiny"] = tiny.MODEL
+if "AT" in os.environ:
+    at, number = map(int, os.environ["AT"].split(","))
+    real, calls = train.train_batch, []
+    def batch(*args):
+        calls.append(None)
+        if len(calls) == at + 1:
+            os.kill(os.getpid(), number)
+        return real(*args)
+    train.train_batch = batch
+program.run(train.main, config.TrainConfig)
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.write_data(tmp_path_factory.mktemp("data"), 400)
+
+
+def flags_of(data: dict, **options) -> list[str]:
+    cfg = dict(
+        model="tiny", batch_size=2, sequence_length=16, total_batch_size=128, max_steps=6,
+        val_every=3, val_batches=3, sample_every=0, learning_rate=1e-2, warmup_steps=2,
+        weight_decay=0.1, checkpoint_every=3, heartbeat_timeout=6, coordinator_timeout=60,
+    )  # fmt: skip
+    return [f"--{name}={value}" for name, value in (cfg | data | options).items()]
+
+
+def run(flags: list[str], **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *flags],
+        env=os.environ | environment, capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_two(flags: list[str], own=((), ()), environments=({}, {}), place: bool = True):
+    """The results of two processes with `flags`, each with some of its own."""
+    port = free_port()
+
+    def one(number: int):
+        here = [
+            f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={number}"
+        ]  # fmt: skip
+        environment = {k: v.format(port=port) for k, v in environments[number].items()}
+        return run([*flags, *(here if place else []), *own[number]], **environment)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, range(2)))
+
+
+def losses(folder) -> list:
+    """Losses and norms of a run by step, in the order of the log."""
+    keys = ("step", "train_loss", "val_loss", "grad_norm")
+    return [[m.get(key, 0) for key in keys] for m in read_metrics(RunDir(folder).metrics)]
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    """The run on one device of one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    result = run(flags_of(data, output_dir=folder))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(data, tmp_path_factory):
+    """The same on two devices of each of two processes, and what they said."""
+    folder = tmp_path_factory.mktemp("together") / "run"
+    results = run_two(flags_of(data, output_dir=folder, devices="cpu:2", zero_stage=2))
+    return folder, results
+
+
+def test_two_processes_make_the_run_of_one(alone, together):
+    """Training and validation, at ZeRO's stage 2; one process writes and speaks."""
+    folder, (one, two) = together
+    assert one.returncode == 0 and two.returncode == 0, one.stderr + two.stderr
+    np.testing.assert_allclose(losses(folder), losses(alone), rtol=1e-5)
+    assert "4 x cpu (cpu) of 2 processes, shard_map, ZeRO stage 2" in one.stdout
+    assert f"checkpoint {folder}/checkpoints/00000006" in one.stdout
+    assert all(line.startswith("[Gloo]") for line in two.stdout.splitlines())
+    assert "error" not in one.stderr + two.stderr
+
+
+def test_it_goes_on_with_other_devices_processes_and_stages(data, alone, together, tmp_path):
+    """From 2 x 2 devices in stage 2 to 8 of one process in stage 3, whose parts are padded, and
+    from those to one."""
+    folder, _ = together
+    options = dict(output_dir=folder, resume=True, batch_size=1)
+    result = run(flags_of(data, resume_step=3, devices="cpu:8", zero_stage=3, **options))
+    assert result.returncode == 0, result.stderr
+    assert "another device: it was 4 x cpu and is now 8 x cpu" in result.stdout
+    trained = [[row for row in losses(f) if row[1]] for f in (folder, alone)]  # validation is B's
+    np.testing.assert_allclose(*trained, rtol=1e-5)
+    result = run(flags_of(data, **options | dict(batch_size=8, max_steps=7, schedule_steps=6)))
+    assert result.returncode == 0, result.stderr
+    assert losses(folder)[-2][0] == 6
+
+
+def test_a_process_dies_and_the_run_goes_on_with_fewer(data, alone, tmp_path):
+    """The other ends, not with status 0, after a sentence; its last checkpoint is whole."""
+    flags = flags_of(data, output_dir=tmp_path / "run", devices="cpu:1")
+    one, two = run_two(flags, environments=({}, dict(AT=f"4,{signal.SIGKILL:d}")))
+    assert two.returncode == -signal.SIGKILL
+    assert one.returncode not in (0, 2), one.stdout
+    assert re.search(
+        "the other processes cannot be reached|if another process has died", one.stderr
+    )
+    assert "start all again with --resume" in one.stderr
+    assert Checkpointer(RunDir(tmp_path / "run").checkpoints).steps() == [3]
+    result = run([*flags, "--resume"])
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-5)
+
+
+def test_a_signal_to_one_stops_all_at_the_same_step(data, tmp_path):
+    flags = flags_of(data, output_dir=tmp_path / "run", max_steps=1000, val_every=0)
+    one, two = run_two(flags, environments=({}, dict(AT=f"4,{signal.SIGTERM:d}")))
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    stopped = re.search(r"stopped by SIGTERM after step (\d+)/1000: checkpoint of", one.stdout)
+    assert 4 < int(stopped[1]) < 10
+    assert Checkpointer(RunDir(tmp_path / "run").checkpoints).latest_step() == int(stopped[1])
+
+
+def slurm(number: int) -> dict[str, str]:
+    """The variables of one of two tasks of a job step."""
+    return dict(
+        SLURM_JOB_ID="1", SLURM_STEP_NODELIST="127.0.0.1", SLURM_NTASKS="2",
+        SLURM_PROCID=str(number), SLURM_LOCALID=str(number), JAX_COORDINATOR_PORT="{port}",
+    )  # fmt: skip
+
+
+def test_slurm_is_found_and_flags_and_data_must_agree(data, tmp_path):
+    """Both processes find each other by what SLURM tells them, then compare."""
+    places = dict(environments=(slurm(0), slurm(1)), place=False)
+    write_shard(tmp_path / "other.bin", tiny.tokens(400, 9))
+    for own, message in [
+        (["--learning_rate=0.5"],
+         "--learning_rate is 0.01 in process 0 and 0.5 in process 1; all processes must be given"),
+        ([f"--train_data={tmp_path}/other.bin"], "--train_data is .* in process 0 and .*other.bin"),
+        (["--train_data=/nowhere.bin"], "--train_data=/nowhere.bin matches no file"),
+    ]:  # fmt: skip
+        results = run_two(flags_of(data, checkpoint_every=0), ((), own), **places)
+        for result in results:
+            assert result.returncode == 2, result.stderr
+            assert re.search(message, result.stderr) and "Traceback" not in result.stderr
+    assert "process 1 cannot start: --train_data=/nowhere.bin" in results[0].stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "message"), [(1, "nobody answers at"), (0, "not all of the other processes came to")]
+)
+def test_nobody_comes(data, number, message):
+    """The address is in the sentence."""
+    place = f"127.0.0.1:{free_port()}"
+    result = run(
+        flags_of(
+            data, checkpoint_every=0, coordinator_address=place, num_processes=2, process_id=number,
+            coordinator_timeout=2,
+        )
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert f"error: {message} {place} within 2 s" in result.stderr
+    assert "Traceback" not in result.stderr
