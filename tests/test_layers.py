@@ -33,7 +33,10 @@ LAYERS = [
     ("comparison/", 7),
     ("evaluation/", 7),
     ("view/", 7),
-    ("", 8),  # the programs
+    ("run_setup.py", 8),
+    ("batches.py", 8),
+    ("banner.py", 8),
+    ("", 9),  # the programs
 ]
 # The one exception: attention of JAX's own comes with its own backward, behind jax.vjp.
 EXCEPTIONS = {"ops/attention.py": {"vjp"}}

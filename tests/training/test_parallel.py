@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmc_jax import config, train
+from llmc_jax import batches, config, train
 from llmc_jax.config import BadInput
 from llmc_jax.models import gpt2
 from llmc_jax.training import parallel, processes, shards
@@ -107,7 +107,7 @@ def test_every_process_reads_only_its_rows(monkeypatch):
     rows = []
     for number in range(2):
         monkeypatch.setattr(parallel.jax, "process_index", lambda number=number: number)
-        rows.append(train.micro_batch_rows(cfg, mesh).tolist())
+        rows.append(batches.micro_batch_rows(cfg, mesh).tolist())
     assert rows == [
         [list(range(6)), list(range(12, 18))],
         [list(range(6, 12)), list(range(18, 24))],

@@ -1,0 +1,68 @@
+"""What a run says before its first step and after its last."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import jax
+
+from llmc_jax import ffi
+from llmc_jax.config import ModelConfig, RunStopped, TrainConfig
+from llmc_jax.training import processes
+from llmc_jax.training.checkpoint import Checkpointer
+from llmc_jax.training.run_dir import RunDir
+from llmc_jax.view.curves import read_run
+from llmc_jax.view.panels import LOSS
+
+
+def print_banner(
+    cfg: TrainConfig, model: ModelConfig, names: dict[str, str], mesh, cache: str
+) -> None:
+    """Everything that is in force, before the first step."""
+    platform = jax.default_backend()
+    A = cfg.total_batch_size // (cfg.batch_size * cfg.sequence_length * mesh.size)
+    print(
+        f"model    {cfg.model}: {model.num_parameters:,} parameters, L {model.L}, "
+        f"NH {model.NH}, C {model.C}\n"
+        f"device   {mesh.size} x {jax.devices()[0].device_kind} ({platform}){shared(cfg, mesh)}, "
+        f"jax {jax.__version__}; {ffi.status(platform)}\n"
+        f"ops      {', '.join(f'{op} {name}' for op, name in names.items())}\n"
+        f"step     {cfg.total_batch_size:,} tokens ({mesh.size} devices x {A} micro-batches x "
+        f"{cfg.batch_size} x {cfg.sequence_length}), {cfg.dtype}, recompute {cfg.recompute}\n"
+        f"schedule {cfg.schedule_steps} steps, {cfg.lr_schedule} from {cfg.learning_rate} to "
+        f"{cfg.learning_rate * cfg.final_lr_fraction:.3g} after {cfg.warmup_steps} of warm-up\n"
+        f"cache    {cache}"
+    )
+
+
+def shared(cfg: TrainConfig, mesh) -> str:
+    """How the devices make the run together, in words; '' for one."""
+    if mesh.size == 1:
+        return ""
+    several = f" of {jax.process_count()} processes" if processes.several() else ""
+    return f"{several}, {cfg.mapper}, ZeRO stage {cfg.zero_stage}"
+
+
+def report_files(run: RunDir, checkpoints: Checkpointer) -> None:
+    """Draw the picture; say where everything is and what can be done with it."""
+    # Here, because it imports matplotlib: half a second that the start can do without.
+    from llmc_jax.view.picture import save_picture
+
+    if not run.metrics.exists():  # no step was made, none could be logged
+        return
+    logged = read_run(run.root)
+    try:
+        save_picture([logged], run.picture, [LOSS])
+    except OSError as error:
+        raise RunStopped(f"{run.picture} cannot be drawn: {error.strerror}.") from error
+    if val := logged.curves.get("val_loss"):
+        print(f"validation loss {val.values[-1]:.4f}")
+    steps = checkpoints.steps()
+    if steps:
+        print(f"checkpoint {checkpoints.path(steps[-1])}")
+    print(f"log        {run.main_log} and {run.metrics}\npicture    {run.picture}")
+    if steps:
+        print(
+            f"sample     {Path(sys.executable).name} -m llmc_jax.generate "
+            f"--run={shlex.quote(str(run.root))} --prompt='def '"
+        )

@@ -1,0 +1,134 @@
+"""What the flags of a run name, opened and checked before anything is computed."""
+
+import dataclasses
+from collections.abc import Callable
+from importlib import metadata
+
+import jax
+
+from llmc_jax import machine, ops
+from llmc_jax.config import BadInput, ModelConfig, TrainConfig, canonical_model, digest
+from llmc_jax.data.loader import TokenLoader
+from llmc_jax.evaluation.multiple_choice import Accuracy, accuracy, answer, fit_questions
+from llmc_jax.evaluation.questions import read_questions
+from llmc_jax.evaluation.scorer import make_scorer
+from llmc_jax.models.gpt2 import Params
+from llmc_jax.training.profile import profiled_steps
+
+
+def refuse_mapping(cfg: TrainConfig) -> None:
+    """Raises BadInput where --mapper cannot do what is asked for."""
+    if cfg.mapper == "pmap" and cfg.zero_stage:
+        raise BadInput(
+            f"--mapper=pmap keeps the whole state on every device; with "
+            f"--zero_stage={cfg.zero_stage} take --mapper=shard_map."
+        )
+
+
+def open_data(
+    cfg: TrainConfig, model: ModelConfig, devices: int
+) -> tuple[TokenLoader, TokenLoader | None]:
+    """The training and the validation loader (None where there is no validation)."""
+    if cfg.sequence_length > model.maxT:
+        raise BadInput(
+            f"--sequence_length={cfg.sequence_length} is longer than --model={cfg.model} can "
+            f"take; use at most {model.maxT}."
+        )
+    llmc = (cfg.batch_size, devices) if cfg.shuffle_order == "llmc" else None
+    sizes = dict(T=cfg.sequence_length, V=model.V, llmc=llmc)
+    shuffle = cfg.shuffle and not cfg.overfit_single_batch
+    train = TokenLoader("train_data", cfg.train_data, shuffle=shuffle, seed=cfg.seed, **sizes)
+    val = TokenLoader("val_data", cfg.val_data, **sizes) if cfg.val_every else None
+    return train, val
+
+
+def resolve(
+    cfg: TrainConfig, train: TokenLoader, val: TokenLoader | None, devices: int
+) -> TrainConfig:
+    """`cfg` with every default that depends on data or devices filled in, checked."""
+    micro_batch = cfg.batch_size * cfg.sequence_length * devices
+    total = micro_batch if cfg.total_batch_size == -1 else cfg.total_batch_size
+    if total <= 0 or total % micro_batch:
+        below = max(0, total) // micro_batch * micro_batch
+        near = " and ".join(str(n) for n in (below, below + micro_batch) if n)
+        rows = total // (cfg.sequence_length * devices)
+        smaller = next((B for B in range(min(cfg.batch_size, rows), 0, -1) if rows % B == 0), 0)
+        whole_rows = smaller and rows * cfg.sequence_length * devices == total
+        raise BadInput(
+            f"--total_batch_size={total} is not a multiple of the {micro_batch} tokens of one "
+            f"micro-batch (--batch_size {cfg.batch_size} x --sequence_length "
+            f"{cfg.sequence_length} x {devices} devices); the nearest that work: {near}"
+            f"{f'; or --batch_size={smaller}' if whole_rows else ''}."
+        )
+    max_steps = cfg.max_steps
+    if max_steps == -1:
+        max_steps = train.num_sequences * cfg.sequence_length // total
+        if max_steps == 0:
+            raise BadInput(
+                f"--train_data={cfg.train_data} is smaller than one step of {total} tokens; "
+                f"lower --total_batch_size or give --max_steps."
+            )
+    if not cfg.output_dir:
+        flags = ("resume", "checkpoint_every", "checkpoint_minutes", "major_checkpoint_every")
+        for flag in flags:
+            if getattr(cfg, flag):
+                raise BadInput(f"--{flag} needs --output_dir, the directory of the run.")
+    if not cfg.resume and (cfg.resume_step != -1 or cfg.reschedule):
+        flag = "reschedule" if cfg.reschedule else "resume_step"
+        raise BadInput(f"--{flag} is for a run that is continued; add --resume.")
+    cfg = dataclasses.replace(
+        cfg, model=canonical_model(cfg.model), total_batch_size=total, max_steps=max_steps
+    )
+    profiled_steps(cfg)
+    return cfg
+
+
+def open_hellaswag(
+    cfg: TrainConfig, model: ModelConfig, chosen: ops.Ops, mesh
+) -> Callable[[Params], Accuracy] | None:
+    """A function of the parameters that evaluates --hellaswag; None where there is none."""
+    if not cfg.hellaswag:
+        return None
+    if not cfg.val_every:
+        raise BadInput("--hellaswag is evaluated after validations; give --val_every.")
+    questions = read_questions("hellaswag", cfg.hellaswag)
+    flag = f"--hellaswag={cfg.hellaswag}"
+    questions, cut = fit_questions(flag, questions, model, cfg.sequence_length)
+    if cut:
+        print(f"{flag}: {cut} of {len(questions)} contexts are longer than --sequence_length")
+    score = make_scorer(chosen, model, cfg.dtype, mesh, batch_size=cfg.batch_size)
+    return lambda params: accuracy(answer(score, params, questions))
+
+
+def what_must_agree(cfg: TrainConfig, record: dict, data) -> dict:
+    """What has to be the same in all processes of a run, by the names a user knows."""
+    own = ("process_id", "coordinator_address", "coordinator_timeout", "heartbeat_timeout")
+    flags = {f"--{name}": v for name, v in dataclasses.asdict(cfg).items() if name not in own}
+    contents = {
+        f"what --{name} reads": loader and loader.describe()
+        for name, loader in zip(("train_data", "val_data"), data, strict=True)
+    }
+    files = {name: flags[name] for name in ("--train_data", "--val_data")}
+    made_with = record["made_with"]
+    # Files first: what follows from them, like --max_steps, differs with them.
+    return files | contents | flags | {f"the {key}": made_with[key] for key in ("ops", "versions")}
+
+
+def run_record(
+    cfg: TrainConfig, model: ModelConfig, names: dict[str, str], data: TokenLoader, devices: int
+) -> dict:
+    """What the checkpoints of a run say of it besides the state; the step's part is Saver's."""
+    packages = ("jax", "jaxlib", "numpy", "orbax-checkpoint", "llmc_jax")
+    return dict(
+        config=dataclasses.asdict(cfg),
+        digest=digest(cfg),
+        model=dataclasses.asdict(model),
+        data=data.describe(),
+        devices=devices,
+        made_with=dict(
+            ops=" ".join(f"{op}={name}" for op, name in names.items()),
+            device=f"{devices} x {jax.devices()[0].device_kind}",
+            versions=" ".join(f"{name} {metadata.version(name)}" for name in packages),
+            revision=machine.commit() or "unknown",
+        ),
+    )
