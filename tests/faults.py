@@ -108,7 +108,7 @@ def kill_in_a_save(draw):
     _before(
         module,
         name,
-        draw.randint(1, 400 if name == "_write_file" else 5),  # a checkpoint has 160 such files
+        draw.randint(1, 400 if name == "_write_file" else 5),  # a checkpoint has 178 such files
         die if at_once else lambda: _kill_soon(draw, signal.SIGKILL),
     )
 
