@@ -95,8 +95,9 @@ def refuse_another_run(before: dict, cfg: TrainConfig, record: dict) -> None:
 
 def refuse_another_order(before: dict, cfg: TrainConfig, record: dict) -> None:
     """Raises BadInput where llm.c's order would be another, which hangs on B and the devices."""
-    was = before["config"]["batch_size"], before.get("devices", record["devices"])
     now = cfg.batch_size, record["devices"]
+    # What export made of llm.c's files says neither.
+    was = before["config"].get("batch_size", now[0]), before.get("devices", now[1])
     if was != now:
         raise BadInput(
             f"--resume: with --shuffle_order=llmc the batches hang on --batch_size and devices, "
