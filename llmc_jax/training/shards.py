@@ -57,8 +57,19 @@ def mean(tree, dtype=jnp.float32):
 
 def mean_part(x, dtype):
     """This device's part of the mean of x over the devices; summed in `dtype`."""
-    total = lax.psum_scatter(_padded(x).astype(dtype), AXIS, tiled=True)
+    addends = _padded(x).astype(dtype)
+    if _reduce_scatter_is_broken():
+        parts = addends.reshape(lax.axis_size(AXIS), -1)  # of other devices here, then of this one
+        total = jnp.sum(lax.all_to_all(parts, AXIS, split_axis=0, concat_axis=0), axis=0)
+    else:
+        total = lax.psum_scatter(addends, AXIS, tiled=True)
     return total.astype(x.dtype) / lax.axis_size(AXIS)
+
+
+def _reduce_scatter_is_broken() -> bool:
+    """Whether a reduce-scatter may give wrong numbers: between processes on CPUs, where Gloo writes
+    over what it is still sending if a part is larger than a socket's memory (jax#40830)."""
+    return jax.process_count() > 1 and jax.default_backend() == "cpu"
 
 
 def whole(part, shape: tuple[int, ...], *, to: str = "invarying"):
