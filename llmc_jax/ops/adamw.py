@@ -40,17 +40,22 @@ def update(params, grads, m, v, hyper: Hyper, *, weight_decay):
 def _update(param, grad, m, v, weight_decay, hyper, number):
     """`update` of tensor `number`."""
     lr, scale, step, beta1, beta2, eps = hyper
+
+    def unless_skipped(new, old):
+        return jnp.where(jnp.isfinite(scale), new, old)
+
     grad = grad * scale
-    new_m = beta1 * m + (1 - beta1) * grad
-    new_v = beta2 * v + (1 - beta2) * grad * grad
-    m_hat = new_m / (1 - beta1**step)
-    v_hat = new_v / (1 - beta2**step)
+    # The new parameter is computed from the moments as they are returned: from anything else XLA
+    # would compute them a second time, out of copies of the old ones.
+    m = unless_skipped(beta1 * m + (1 - beta1) * grad, m)
+    v = unless_skipped(beta2 * v + (1 - beta2) * grad * grad, v)
+    m_hat = m / (1 - beta1**step)
+    v_hat = v / (1 - beta2**step)
     wide = param.astype(accumulation_dtype(param.dtype))
     new_param = wide - lr * (m_hat / (jnp.sqrt(v_hat) + eps) + weight_decay * wide)
     if param.dtype == jnp.bfloat16:
         new_param = _round_by_chance(new_param, _scramble(_scramble(step) + jnp.uint32(number)))
-    updated, kept = (new_param, new_m, new_v), (param, m, v)
-    return jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(scale), new, old), updated, kept)
+    return unless_skipped(new_param, param), m, v
 
 
 def _round_by_chance(x, seed):

@@ -15,7 +15,7 @@ from jax import Array
 from jax.scipy.special import logsumexp
 
 from llmc_jax.config import BadInput
-from llmc_jax.ops.op import Cost, Op, accumulation_dtype, native, run_kernel, size
+from llmc_jax.ops.op import Cost, Op, accumulation_dtype, after, native, run_kernel, size
 
 
 class Saved(NamedTuple):
@@ -38,7 +38,7 @@ def backward(saved, dout, qkv, *, NH):
 
     The inner sum is taken as sum_d(dout * out), which is equal and needs no T x T tensor.
     """
-    q, k, v = _heads(qkv, NH)
+    q, k, v = _heads(after(qkv, dout), NH)
     do = _split(dout, NH)
     att = jnp.exp(_scores(q, k) - saved.lse[..., None])
     datt = _einsum("bhtd,bhsd->bhts", do, v)

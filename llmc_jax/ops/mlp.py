@@ -44,7 +44,8 @@ def backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
     if fch is None:
         fch, _ = matmul.forward(inp, fcw, after(fcb, dout))
     if fch_gelu is None:
-        fch_gelu, _ = gelu.forward(after(fch, dout))
+        fch = after(fch, dout)  # or the GELU's tanh would be kept from forward
+        fch_gelu, _ = gelu.forward(fch)
     dfch_gelu, dfcprojw, dfcprojb = matmul.backward((), dout, fch_gelu, fcprojw, fcprojb)
     (dfch,) = gelu.backward((), dfch_gelu, fch)
     dinp, dfcw, dfcb = matmul.backward((), dfch, inp, fcw, fcb)

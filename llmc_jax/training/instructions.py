@@ -171,7 +171,7 @@ def _fuse(
     equations: list[Equation], results, cpu: bool, peak_of_loop: Callable
 ) -> list[Instruction]:
     """The equations as XLA groups them."""
-    instructions = []
+    instructions, outputs = [], {id(v) for v in results}
 
     def write(value: Value, scope: str, reads=None) -> None:
         """Have an instruction that computes `value` from what is in memory."""
@@ -201,7 +201,8 @@ def _fuse(
                     x.expensive and not x.written for x in operands
                 )
                 many = len(v.readers) > 1
-                if many and ((cpu and v.expensive) or any(r in KERNELS for r in v.readers)):
+                by_kernels = many and any(r in KERNELS for r in v.readers)
+                if by_kernels or (cpu and many and v.expensive) or (v.readers and id(v) in outputs):
                     write(v, e.scope)
     for v in results:
         if v:
