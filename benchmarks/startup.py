@@ -5,8 +5,8 @@
 d12, B=4, T=64, bfloat16, a process each: a first start (no compiled program is kept yet), a second
 (they are), and one without a cache, in turn, medians of --repeats. What is timed is the whole
 process, which makes one step and validates, samples and writes nothing; behind it the time of its
-processors, which says more where others use them too. --tree runs another checkout beside it, to
-compare with what was before.
+processors, which says more where others use them too. --ops as in training: with jnp everything is
+XLA's to compile. --tree runs another checkout beside it, to compare with what was before.
 """
 
 import argparse
@@ -45,19 +45,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True, help="glob of token shards")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--ops", default="auto")
     parser.add_argument("--tree", type=Path, help="another checkout")
     options = parser.parse_args()
-    data = f"--train_data={Path(options.data).absolute()}"
+    flags = f"--train_data={Path(options.data).absolute()}", f"--ops={options.ops}"
     here = Path(__file__).parent.parent
     runs: dict[str, list] = {}
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory() as cache:
             kept = f"--compilation_cache={cache}"
             if options.tree:
-                runs.setdefault("before", []).append(start(options.tree, data))
-            runs.setdefault("first", []).append(start(here, data, kept))
-            runs.setdefault("second", []).append(start(here, data, kept))
-            runs.setdefault("off", []).append(start(here, data, "--compilation_cache=off"))
+                runs.setdefault("before", []).append(start(options.tree, *flags))
+            runs.setdefault("first", []).append(start(here, *flags, kept))
+            runs.setdefault("second", []).append(start(here, *flags, kept))
+            runs.setdefault("off", []).append(start(here, *flags, "--compilation_cache=off"))
     print(machine.describe())
     for name, results in runs.items():
         wall = statistics.median_low(result[0] for result in results)

@@ -7,7 +7,8 @@ from pathlib import Path
 import jax
 
 from llmc_jax import ffi
-from llmc_jax.config import ModelConfig, RunStopped, TrainConfig
+from llmc_jax.config import RunStopped, TrainConfig
+from llmc_jax.run_setup import Setup
 from llmc_jax.training import processes
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.run_dir import RunDir
@@ -15,23 +16,21 @@ from llmc_jax.view.curves import read_run
 from llmc_jax.view.panels import LOSS
 
 
-def print_banner(
-    cfg: TrainConfig, model: ModelConfig, names: dict[str, str], mesh, cache: str
-) -> None:
+def print_banner(setup: Setup) -> None:
     """Everything that is in force, before the first step."""
-    platform = jax.default_backend()
+    cfg, model, mesh, platform = setup.cfg, setup.model, setup.mesh, jax.default_backend()
     A = cfg.total_batch_size // (cfg.batch_size * cfg.sequence_length * mesh.size)
     print(
         f"model    {cfg.model}: {model.num_parameters:,} parameters, L {model.L}, "
         f"NH {model.NH}, C {model.C}\n"
         f"device   {mesh.size} x {jax.devices()[0].device_kind} ({platform}){shared(cfg, mesh)}, "
         f"jax {jax.__version__}; {ffi.status(platform)}\n"
-        f"ops      {', '.join(f'{op} {name}' for op, name in names.items())}\n"
+        f"ops      {', '.join(f'{op} {name}' for op, name in setup.op_names.items())}\n"
         f"step     {cfg.total_batch_size:,} tokens ({mesh.size} devices x {A} micro-batches x "
         f"{cfg.batch_size} x {cfg.sequence_length}), {cfg.dtype}, recompute {cfg.recompute}\n"
         f"schedule {cfg.schedule_steps} steps, {cfg.lr_schedule} from {cfg.learning_rate} to "
         f"{cfg.learning_rate * cfg.final_lr_fraction:.3g} after {cfg.warmup_steps} of warm-up\n"
-        f"cache    {cache}"
+        f"cache    {setup.cache}"
     )
 
 

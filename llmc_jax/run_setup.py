@@ -2,18 +2,60 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
+from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
-from llmc_jax import machine, ops
-from llmc_jax.config import BadInput, ModelConfig, TrainConfig, canonical_model, digest
+from llmc_jax import compilation_cache, ffi, machine, ops
+from llmc_jax.config import BadInput, ModelConfig, TrainConfig, canonical_model
 from llmc_jax.data.loader import TokenLoader
 from llmc_jax.evaluation.multiple_choice import Accuracy, accuracy, answer, fit_questions
 from llmc_jax.evaluation.questions import read_questions
 from llmc_jax.evaluation.scorer import make_scorer
+from llmc_jax.interop.source import open_model
 from llmc_jax.models.gpt2 import Params
+from llmc_jax.training import parallel, processes
 from llmc_jax.training.profile import profiled_steps
+from llmc_jax.training.trackers import require_trackers
+
+
+class Setup(NamedTuple):
+    """A run's options with every default filled in, and what they name."""
+
+    cfg: TrainConfig
+    model: ModelConfig
+    weights: Params | None  # read from a file that --model names
+    mesh: Mesh
+    ops: ops.Ops
+    op_names: dict[str, str]
+    train_data: TokenLoader
+    val_data: TokenLoader | None  # None: no validation
+    hellaswag: Callable[[Params], Accuracy] | None
+    record: dict  # what checkpoints say of the run besides the state and the options
+    cache: str  # where compiled programs are kept
+
+
+def set_up(cfg: TrainConfig) -> Setup:
+    """Open and check all that `cfg` names, the same in all processes. Raises BadInput."""
+    require_trackers(cfg)
+    parallel.select_devices(cfg.devices)
+    refuse_mapping(cfg)
+    processes.start(cfg)
+    with processes.all_or_none():
+        model, weights = processes.in_turn(partial(open_model, cfg.model))
+        ffi.select_isa(cfg.cpu_isa)
+        cache = compilation_cache.enable(cfg.compilation_cache, names=bool(cfg.profile_steps))
+        mesh = parallel.make_mesh()
+        chosen, names = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)
+        data = open_data(cfg, model, mesh.size)
+        cfg = resolve(cfg, *data, mesh.size)
+        hellaswag = open_hellaswag(cfg, model, chosen, mesh)
+    record = run_record(model, names, data[0], mesh.size)
+    processes.refuse_differences(what_must_agree(cfg, record, data))
+    return Setup(cfg, model, weights, mesh, chosen, names, *data, hellaswag, record, cache)
 
 
 def refuse_mapping(cfg: TrainConfig) -> None:
@@ -114,14 +156,10 @@ def what_must_agree(cfg: TrainConfig, record: dict, data) -> dict:
     return files | contents | flags | {f"the {key}": made_with[key] for key in ("ops", "versions")}
 
 
-def run_record(
-    cfg: TrainConfig, model: ModelConfig, names: dict[str, str], data: TokenLoader, devices: int
-) -> dict:
-    """What the checkpoints of a run say of it besides the state; the step's part is Saver's."""
+def run_record(model: ModelConfig, names: dict[str, str], data: TokenLoader, devices: int) -> dict:
+    """What the checkpoints of a run say of what it is made of and with."""
     packages = ("jax", "jaxlib", "numpy", "orbax-checkpoint", "llmc_jax")
     return dict(
-        config=dataclasses.asdict(cfg),
-        digest=digest(cfg),
         model=dataclasses.asdict(model),
         data=data.describe(),
         devices=devices,

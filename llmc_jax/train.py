@@ -2,190 +2,125 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from llmc_jax import compilation_cache, ffi, ops, program
+from llmc_jax import ffi, program
 from llmc_jax.banner import print_banner, report_files
-from llmc_jax.batches import micro_batch_rows, train_batches, validate
+from llmc_jax.batches import micro_batch_rows, train_batches
 from llmc_jax.config import RunStopped, TrainConfig
-from llmc_jax.data.tokenizer import EOT, tokenizer
-from llmc_jax.generation.sampler import make_sampler
-from llmc_jax.interop.source import open_model
+from llmc_jax.milestones import Milestones
 from llmc_jax.models import gpt2
-from llmc_jax.run_setup import (
-    open_data,
-    open_hellaswag,
-    refuse_mapping,
-    resolve,
-    run_record,
-    what_must_agree,
-)
+from llmc_jax.run_setup import Setup, set_up
 from llmc_jax.training import memory, parallel, processes, shards
 from llmc_jax.training.checkpoint import Checkpointer
-from llmc_jax.training.initial_state import make_state, state_like
+from llmc_jax.training.initial_state import make_state, maker_of_zeros, state_like
 from llmc_jax.training.lock import locked
 from llmc_jax.training.logger import Logger
 from llmc_jax.training.profile import Profile
 from llmc_jax.training.progress import Progress
 from llmc_jax.training.report import Report
 from llmc_jax.training.resume import Start, find_start, with_schedule
-from llmc_jax.training.run_dir import open_run_dir
+from llmc_jax.training.run_dir import RunDir, open_run_dir
 from llmc_jax.training.saver import Saver
 from llmc_jax.training.startup import Startup
-from llmc_jax.training.step import TrainState, eval_step, gradient_memory, init_state, train_step
+from llmc_jax.training.step import TrainState, init_state, train_step
 from llmc_jax.training.stop import Stop
-from llmc_jax.training.trackers import open_trackers, require_trackers
+from llmc_jax.training.trackers import open_trackers
+
+
+class Place(NamedTuple):
+    """Where a run writes, None where it does not, and where it begins."""
+
+    run: RunDir | None
+    checkpoints: Checkpointer | None
+    start: Start
 
 
 def main(cfg: TrainConfig) -> None:
     """Check everything the user gave, then train, then say where the results are."""
     startup = Startup()
-    require_trackers(cfg)
-    parallel.select_devices(cfg.devices)
-    refuse_mapping(cfg)
-    processes.start(cfg)
-    with processes.all_or_none():
-        model, weights = processes.in_turn(partial(open_model, cfg.model))
-        ffi.select_isa(cfg.cpu_isa)
-        cache = compilation_cache.enable(cfg.compilation_cache, names=bool(cfg.profile_steps))
-        mesh = parallel.make_mesh()
-        chosen, names = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)
-        data = open_data(cfg, model, mesh.size)
-        cfg = resolve(cfg, *data, mesh.size)
-        hellaswag = open_hellaswag(cfg, model, chosen, mesh)
-    record = run_record(cfg, model, names, data[0], mesh.size)
-    processes.refuse_differences(what_must_agree(cfg, record, data))
+    setup = set_up(cfg)
     with ExitStack() as stack:
-        run = checkpoints = None
-        start = Start(0, loop_done=False)
-        if cfg.output_dir:
-            run = processes.from_first(partial(open_run_dir, cfg.output_dir, resume=cfg.resume))
-            with processes.all_or_none():
-                if processes.first() and (remark := stack.enter_context(locked(run.root))):
-                    print(remark)
-            keep = dict(keep=cfg.keep_checkpoints, major_every=cfg.major_checkpoint_every)
-            # Closing the checkpoints, whatever happens, waits for the one being written.
-            checkpoints = stack.enter_context(
-                Checkpointer(run.checkpoints, writes=processes.first(), **keep)
-            )
-            start, schedule_steps = processes.from_first(
-                partial(find_start, checkpoints, cfg, record)
-            )
-            cfg = dataclasses.replace(cfg, schedule_steps=schedule_steps)
-        else:
-            cfg = with_schedule(cfg, None)
-        print_banner(cfg, model, names, mesh, cache)
+        setup, place = enter_place(setup, stack)
+        print_banner(setup)
         startup.part("files")
-        settle = checkpoints.wait if checkpoints else lambda: None
+        settle = place.checkpoints.wait if place.checkpoints else lambda: None
+        saved = partial(what_is_saved, place.checkpoints)
         with (
-            processes.ending_together(cfg.heartbeat_timeout, settle) as alive,
-            memory.enough(chosen, model, cfg, partial(what_is_saved, checkpoints)),
+            processes.ending_together(setup.cfg.heartbeat_timeout, settle) as alive,
+            memory.enough(setup.ops, setup.model, setup.cfg, saved),
         ):
-            ended = train(
-                cfg, model, weights, mesh, chosen, names, data, run, checkpoints, start, hellaswag,
-                alive, startup,
-            )  # fmt: skip
-        if run and ended and processes.first():
-            report_files(run, checkpoints)
+            ended = train(setup, place, alive, startup)
+        if place.run and ended and processes.first():
+            report_files(place.run, place.checkpoints)
 
 
-def train(
-    cfg,
-    model,
-    weights,
-    mesh,
-    chosen,
-    names,
-    data,
-    run,
-    checkpoints,
-    begin,
-    hellaswag,
-    alive,
-    startup,
-) -> bool:
-    """The loop from the step `begin` says, in llm.c's order: validate, sample, save, step.
+def enter_place(setup: Setup, stack: ExitStack) -> tuple[Setup, Place]:
+    """The run's directory, held until `stack` is left, with what is in it to go on from; and the
+    setup with the schedule of the run's first start."""
+    cfg = setup.cfg
+    if not cfg.output_dir:
+        return setup._replace(cfg=with_schedule(cfg, None)), Place(None, None, Start(0, False))
+    run = processes.from_first(partial(open_run_dir, cfg.output_dir, resume=cfg.resume))
+    with processes.all_or_none():
+        if processes.first() and (remark := stack.enter_context(locked(run.root))):
+            print(remark)
+    keep = dict(keep=cfg.keep_checkpoints, major_every=cfg.major_checkpoint_every)
+    # Closing the checkpoints, whatever happens, waits for the one being written.
+    checkpoints = stack.enter_context(
+        Checkpointer(run.checkpoints, writes=processes.first(), **keep)
+    )
+    find = partial(find_start, checkpoints, cfg, setup.record)
+    start, schedule_steps = processes.from_first(find)
+    cfg = dataclasses.replace(cfg, schedule_steps=schedule_steps)
+    return setup._replace(cfg=cfg), Place(run, checkpoints, start)
+
+
+def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Startup) -> bool:
+    """The loop from the step that `place` says, in llm.c's order: validate, sample, save, step.
 
     alive: of processes.ending_together, to be called at every step. Returns False where a signal
     ended it before --max_steps. Raises RunStopped where numbers stay bad or the last checkpoint
     cannot be written.
     """
     began = time.perf_counter()
-    train_data, val_data = data
-    start, stage = begin.step, shards.stage_in_force(cfg, mesh.size)
-    shapes = gpt2.shapes(model)
-    if checkpoints:
-        like = jax.eval_shape(init_state, shapes)
-        checkpoints.reserve(like, touch=cfg.saves_checkpoints)
-    step_options = dict(ops=chosen, model=model, cfg=cfg)
-    with ThreadPoolExecutor(1) as compiler:  # XLA compiles while the state is made
-        update = partial(train_step, **step_options)
-        update = compiler.submit(compile_update, update, *state_like(model, cfg, mesh), cfg, mesh)
-        state = make_state(model, weights, cfg, checkpoints, start, mesh)
-        gradients = parallel.replicate(gradient_memory(shapes, model, cfg), mesh)
-        startup.part("state")
-        update = update.result()
-    ffi.trim_memory()
-    startup.part("rest of compilation")
-    evaluate = parallel.map_eval_step(partial(eval_step, **step_options), mesh, stage=stage)
-    sample = make_sampler(chosen, model, cfg.dtype)
-    record = run_record(cfg, model, names, train_data, mesh.size)
-    of_first = run if processes.first() else None
-    trackers = open_trackers(cfg, of_first, record, start)
+    cfg, mesh, start = setup.cfg, setup.mesh, place.start.step
+    update, state, gradients = first_state(setup, place, startup)
+    of_first = place.run if processes.first() else None
+    trackers = open_trackers(cfg, of_first, start)
     logger, progress = Logger(of_first, start, trackers), Progress(start, cfg.max_steps)
     report = Report(logger, progress, cfg.total_batch_size)
-    saver = Saver(checkpoints, cfg, record, start, progress.message)
+    saver = Saver(place.checkpoints, cfg, setup.record, start, progress.message)
+    milestones = Milestones(setup, place.start, logger, progress.message)
     agree = processes.Agreement(parallel.map_greatest(mesh))
-
-    def due(every: int, step: int) -> bool:
-        """Whether what is done every so many steps and at the end is due at `step`."""
-        done_before = step == start and begin.loop_done
-        return every > 0 and (step % every == 0 or step == cfg.max_steps) and not done_before
-
     with (
         Stop() as stop,
-        closing(train_batches(train_data, cfg, mesh, start)) as batches,
-        Profile(run, cfg, update, start) as profile,
+        closing(train_batches(setup.train_data, cfg, mesh, start)) as batches,
+        Profile(place.run, cfg, update, start) as profile,
         logger,
     ):
         for step in range(start, max(start, cfg.max_steps) + 1):
             alive(step)
             signal, by_clock = agree(stop.requested, saver.due_by_clock(step))
             stopping = bool(signal) and step < cfg.max_steps
-            validate_now = due(cfg.val_every, step)
-            sample_now = due(cfg.sample_every, step) and step > 0
             save_now = saver.due(step, by_clock)
             last = step >= cfg.max_steps
-            pause = validate_now or sample_now or save_now or stopping or last
-            pause |= profile.turns_at(step)
+            pause = milestones.due(step) or save_now or stopping or last or profile.turns_at(step)
             if pause:
                 report.catch_up()
             if where := profile.stop(step):
                 progress.message(where)
-            refuse_bad_numbers(report, cfg, checkpoints)
+            refuse_bad_numbers(report, cfg, place.checkpoints)
             if stopping:
                 break
-            if validate_now:
-                loss = validate(evaluate, state, val_data, cfg, mesh)
-                logger.val(step, loss, cfg.total_batch_size)
-                progress.message(f"step {step:4d}/{cfg.max_steps} | validation loss {loss:.6f}")
-            if validate_now and hellaswag and step > 0:
-                right = hellaswag(parallel.whole_params(state.params, shapes))
-                logger.hellaswag(step, right.acc, right.acc_norm, cfg.total_batch_size)
-                progress.message(f"step {step:4d}/{cfg.max_steps} | HellaSwag {right.acc_norm:.4f}")
-            if sample_now:
-                params = parallel.own_copy(parallel.whole_params(state.params, shapes))
-                if processes.first():
-                    tokens = list(sample(params, [EOT], cfg.sample_tokens))
-                    text = tokenizer().decode([t for t in tokens if t != EOT])
-                    progress.message(f"sample at step {step}:\n---\n{text}\n---")
-                del params
+            milestones.reached(step, state)
             saver.report_failure()
             if save_now:
                 saver.save(state, step, report.bad_in_a_row)
@@ -219,6 +154,31 @@ def train(
     return True
 
 
+def first_state(setup: Setup, place: Place, startup: Startup):
+    """The compiled step, and the state and the memory for gradients that it begins with.
+
+    Python traces the step, then draws parameters; beside it memory is touched for the first time,
+    and XLA compiles.
+    """
+    cfg, model, mesh, start = setup.cfg, setup.model, setup.mesh, place.start.step
+    if place.checkpoints:
+        like = jax.eval_shape(init_state, gpt2.shapes(model))
+        place.checkpoints.reserve(like, touch=cfg.saves_checkpoints)
+    like = state_like(model, cfg, mesh)
+    with ThreadPoolExecutor(1) as beside:
+        zeros = beside.submit(maker_of_zeros(*like, start))
+        lowered = lower_update(setup, *like)
+        update = beside.submit(compile_update, lowered, mesh)
+        state, gradients = make_state(
+            model, setup.weights, cfg, place.checkpoints, start, mesh, zeros
+        )
+        startup.part("state")
+        update = update.result()
+    ffi.trim_memory()
+    startup.part("rest of compilation")
+    return update, state, gradients
+
+
 def what_is_saved(checkpoints: Checkpointer | None) -> str:
     """What is left of a run that cannot go on, as the end of a sentence."""
     if checkpoints:
@@ -242,15 +202,21 @@ def refuse_bad_numbers(report: Report, cfg: TrainConfig, checkpoints: Checkpoint
     )
 
 
-def compile_update(step, state: TrainState, gradients, cfg: TrainConfig, mesh):
-    """The training step, mapped and compiled, with a line on time and memory."""
-    began = time.perf_counter()
-    rows = micro_batch_rows(cfg, mesh)
-    zeros = np.zeros((*rows.shape, cfg.sequence_length), np.int32)
-    batch = parallel.join((zeros, zeros), mesh, parallel.MICRO_BATCHES, mapper=cfg.mapper)
+def lower_update(setup: Setup, state: TrainState, gradients):
+    """The training step, mapped and lowered, for a state and memory of these shapes."""
+    cfg, mesh = setup.cfg, setup.mesh
+    step = partial(train_step, ops=setup.ops, model=setup.model, cfg=cfg)
     stage = shards.stage_in_force(cfg, mesh.size)
     mapped = parallel.map_train_step(step, mesh, stage=stage, mapper=cfg.mapper)
-    compiled = mapped.lower(state, gradients, *batch).compile(parallel.compile_options(mesh))
+    zeros = np.zeros((*micro_batch_rows(cfg, mesh).shape, cfg.sequence_length), np.int32)
+    batch = parallel.join((zeros, zeros), mesh, parallel.MICRO_BATCHES, mapper=cfg.mapper)
+    return mapped.lower(state, gradients, *batch)
+
+
+def compile_update(lowered, mesh):
+    """The training step compiled, with a line on time and memory."""
+    began = time.perf_counter()
+    compiled = lowered.compile(parallel.compile_options(mesh))
     gibibytes = parallel.planned_bytes(compiled) / 2**30
     print(
         f"compiled the step in {time.perf_counter() - began:.1f} s; it takes {gibibytes:.2f} GiB"

@@ -35,8 +35,9 @@ LAYERS = [
     ("view/", 7),
     ("run_setup.py", 8),
     ("batches.py", 8),
-    ("banner.py", 8),
-    ("", 9),  # the programs
+    ("banner.py", 9),
+    ("milestones.py", 9),
+    ("", 10),  # the programs
 ]
 # The one exception: attention of JAX's own comes with its own backward, behind jax.vjp.
 EXCEPTIONS = {"ops/attention.py": {"vjp"}}

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from llmc_jax import config, train
+from llmc_jax import config, milestones, train
 from llmc_jax.config import BadInput
 from llmc_jax.training.run_dir import RunDir
 from tests import tiny
@@ -153,8 +153,8 @@ def test_max_steps_defaults_to_one_epoch(cfg, tmp_path):
 
 @pytest.fixture
 def letters(monkeypatch):
-    monkeypatch.setattr(train, "tokenizer", tiny.Letters)
-    monkeypatch.setattr(train, "EOT", 0)
+    monkeypatch.setattr(milestones, "tokenizer", tiny.Letters)
+    monkeypatch.setattr(milestones, "EOT", 0)
 
 
 def test_training_samples_when_it_is_time(cfg, letters, capsys):

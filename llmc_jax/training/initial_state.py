@@ -1,5 +1,7 @@
 """The state that a run begins with: drawn, of another run, or of its own checkpoint."""
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 
 import jax
@@ -22,27 +24,46 @@ def make_state(
     checkpoints: Checkpointer | None,
     start: int,
     mesh,
-) -> TrainState:
-    """The initial state, or that of checkpoint `start` if it is not 0.
+    zeros: Future,
+) -> tuple[TrainState, Params | None]:
+    """The initial state, or that of checkpoint `start` if it is not 0; and memory for gradients.
 
-    weights: what --model read from a file; None: they are --init_from's, or drawn.
+    weights: what --model read from a file; None: they are --init_from's, or drawn. zeros: what
+    `maker_of_zeros` makes, which may be under way.
     """
+    if start:
+        return restored_state(model, cfg, checkpoints, start, mesh), zeros.result()[2]
+    if cfg.init_from:
+        weights = weights_of_another_run(cfg, model, weights)
+    place = partial(parallel.place_params, mesh=mesh, stage=shards.stage_in_force(cfg, mesh.size))
+    if weights is None:
+        params = initialize(model, cfg.seed, place)
+    else:
+        params = place(jax.tree.map(lambda p: np.asarray(p, np.float32), weights))
+    m, v, gradients = zeros.result()
+    counters = parallel.replicate(init_state(())[3:], mesh)
+    return TrainState(params, m, v, *counters), gradients
+
+
+def maker_of_zeros(state: TrainState, gradients, start: int) -> Callable[[], list]:
+    """A compiled function of what begins as zeros in a state of the shapes of `state`, and the
+    memory for gradients: (m, v, gradients); of a run that goes on from `start`, the last only."""
+    moments = (None, None) if start else (state.m, state.v)
+    makers = [parallel.maker_of_zeros(like) for like in (*moments, gradients)]
+    return lambda: [make() for make in makers]
+
+
+def restored_state(
+    model: ModelConfig, cfg: TrainConfig, checkpoints: Checkpointer, start: int, mesh
+) -> TrainState:
+    """The state of the run's own checkpoint."""
+    like, _ = state_like(model, cfg, mesh)
     stage = shards.stage_in_force(cfg, mesh.size)
-    if start == 0:
-        if cfg.init_from:
-            weights = weights_of_another_run(cfg, model, weights)
-        elif weights is None:
-            weights = initialize(model, cfg.seed)
-        weights = jax.tree.map(lambda p: np.asarray(p, np.float32), weights)
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            state = init_state(weights)
-        return parallel.place_state(state, mesh, stage)
-    like = jax.eval_shape(init_state, gpt2.shapes(model))
     if stage or processes.several():
-        like = parallel.on_host(like)
+        like = parallel.on_host(jax.eval_shape(init_state, gpt2.shapes(model)))
         state = parallel.place_state(checkpoints.restore_state(start, like), mesh, stage)
     else:
-        state = checkpoints.restore_state(start, parallel.replicated_like(like, mesh))
+        state = checkpoints.restore_state(start, like)
     print(f"resuming {cfg.output_dir} at step {start}")
     return state
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
@@ -207,14 +208,36 @@ def on_host(like):
 
 def place_state(state: TrainState, mesh: Mesh, stage: int) -> TrainState:
     """A state whose arrays have their natural shapes, on the mesh as the step takes it."""
-    specs = _state_specs(stage)
+    return TrainState(
+        *(_place(x, mesh, spec) for x, spec in zip(state, _state_specs(stage), strict=True))
+    )
 
-    def place(tree, spec):
-        if spec == PARTS:
-            tree = jax.tree.map(lambda x: _padded(np.asarray(x), mesh.size), tree)
-        return split(tree, mesh, spec)
 
-    return TrainState(*map(place, state, specs))
+def place_params(params, mesh: Mesh, stage: int):
+    """Parameters, or one, in their natural shapes on the mesh as the step takes them."""
+    return _place(params, mesh, _state_specs(stage).params)
+
+
+def _place(tree, mesh: Mesh, spec: P):
+    if spec == PARTS:
+        tree = jax.tree.map(lambda x: _padded(np.asarray(x), mesh.size), tree)
+    return split(tree, mesh, spec)
+
+
+def maker_of_zeros(like) -> Callable:
+    """A compiled function that gives arrays of zeros of the shapes, dtypes and placement of `like`,
+    made where they will be."""
+    leaves, structure = jax.tree.flatten(like)
+    make = _compiled_zeros(tuple(leaves))
+    return lambda: structure.unflatten(make())
+
+
+@functools.cache
+def _compiled_zeros(like: tuple[jax.ShapeDtypeStruct, ...]) -> Callable:
+    """One program for all arrays: it takes less long than one each."""
+    shardings = [x.sharding for x in like]
+    make = jax.jit(lambda: [jnp.zeros(x.shape, x.dtype) for x in like], out_shardings=shardings)
+    return make.lower().compile()
 
 
 def _padded(x: np.ndarray, devices: int) -> np.ndarray:

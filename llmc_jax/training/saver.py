@@ -1,9 +1,10 @@
 """When a checkpoint is written, and what happens where it cannot be."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 
-from llmc_jax.config import RunStopped, TrainConfig
+from llmc_jax.config import RunStopped, TrainConfig, digest
 from llmc_jax.training.checkpoint import Checkpointer, Failure
 from llmc_jax.training.step import TrainState
 
@@ -19,8 +20,8 @@ class Saver:
         start: int,
         say: Callable[[str], None],
     ):
-        """checkpoints: None where nothing is saved. record: what each checkpoint says of the run;
-        say: where messages go."""
+        """checkpoints: None where nothing is saved. record: what each checkpoint says of the run
+        besides its options; say: where messages go."""
         self._checkpoints, self._cfg, self._record, self._say = checkpoints, cfg, record, say
         self._last = start  # step of the newest checkpoint
         self._clock, self._saves = time.monotonic(), 0
@@ -61,6 +62,8 @@ class Saver:
             return
         tokens = step * self._cfg.total_batch_size
         here = dict(
+            config=dataclasses.asdict(self._cfg),
+            digest=digest(self._cfg),
             step=step,
             tokens=tokens,
             loader=dict(position=tokens // self._cfg.sequence_length),

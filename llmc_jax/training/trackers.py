@@ -5,6 +5,7 @@ number of updates made, so that training and validation losses of one moment mee
 number s (0-based) is at s + 1.
 """
 
+import dataclasses
 import importlib.util
 import json
 import secrets
@@ -41,16 +42,13 @@ def require_trackers(cfg: TrainConfig) -> None:
             raise BadInput(f"--{flag} needs the package {package}: pip install -e .[{flag}]")
 
 
-def open_trackers(cfg: TrainConfig, run: RunDir | None, record: dict, start: int) -> list[Tracker]:
-    """The trackers that the flags ask for, of a run that begins after `start` updates.
-
-    record: what is known of the run besides its numbers.
-    """
+def open_trackers(cfg: TrainConfig, run: RunDir | None, start: int) -> list[Tracker]:
+    """The trackers that the flags ask for, of a run that begins after `start` updates."""
     trackers = []
     if cfg.tensorboard:
         trackers.append(TensorBoard(run, start))
     if cfg.wandb:
-        trackers.append(WeightsAndBiases(run, record))
+        trackers.append(WeightsAndBiases(run, dataclasses.asdict(cfg)))
     return trackers
 
 
@@ -87,7 +85,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """One run at Weights & Biases for all starts; without a network it is kept in the folder."""
 
-    def __init__(self, run: RunDir, record: dict):
+    def __init__(self, run: RunDir, options: dict):
         import wandb
 
         known = run.root / "wandb.json"
@@ -96,12 +94,12 @@ class WeightsAndBiases:
         self._sent = set(map(_identity, read_metrics(run.metrics))) if again else set()
         name = json.loads(known.read_text())["id"] if again else secrets.token_hex(4)
         quiet = wandb.Settings(init_timeout=WAIT_S, finish_timeout=WAIT_S, console="off")
-        options = dict(id=name, dir=str(run.root), config=record["config"], settings=quiet)
-        options |= dict(name=run.root.resolve().name, resume="allow")
+        about = dict(id=name, dir=str(run.root), config=options, settings=quiet)
+        about |= dict(name=run.root.resolve().name, resume="allow")
         try:
-            self._run = wandb.init(**options)
+            self._run = wandb.init(**about)
         except wandb.Error as error:
-            self._run = wandb.init(**options, mode="offline")
+            self._run = wandb.init(**about, mode="offline")
             print(
                 f"--wandb: {str(error).splitlines()[0]} The run goes on; later, wandb sync "
                 f"{Path(self._run.dir).parent} sends what is kept there."

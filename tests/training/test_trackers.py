@@ -67,7 +67,7 @@ def test_weights_and_biases_gets_each_step_once(run, monkeypatch):
     logs = []
 
     def start(start: int, *steps: int) -> None:
-        tracker = trackers.WeightsAndBiases(run, dict(config=dict(model="tiny")))
+        tracker = trackers.WeightsAndBiases(run, dict(model="tiny"))
         logs.append((tracker._run.id, []))
         send = tracker._run.log
         tracker._run.log = lambda data, step: (logs[-1][1].append((step, data)), send(data, step))
@@ -96,7 +96,7 @@ def test_a_run_goes_on_where_weights_and_biases_cannot_be_reached(run, monkeypat
         return init(**options)
 
     monkeypatch.setattr(wandb, "init", unreachable)
-    with Logger(run, 0, [trackers.WeightsAndBiases(run, dict(config={}))]) as logger:
+    with Logger(run, 0, [trackers.WeightsAndBiases(run, {})]) as logger:
         log(logger, 0)
     said = capsys.readouterr().out
     assert "timed out after 30.0 sec. The run goes on; later, wandb sync" in said

@@ -1,0 +1,73 @@
+"""What a run does every so many steps beside saving: validation, HellaSwag, a sample."""
+
+from collections.abc import Callable
+from functools import partial
+
+from llmc_jax.batches import validate
+from llmc_jax.data.tokenizer import EOT, tokenizer
+from llmc_jax.generation.sampler import make_sampler
+from llmc_jax.models import gpt2
+from llmc_jax.run_setup import Setup
+from llmc_jax.training import parallel, processes, shards
+from llmc_jax.training.logger import Logger
+from llmc_jax.training.resume import Start
+from llmc_jax.training.step import TrainState, eval_step
+
+
+class Milestones:
+    """Of a run that begins at `start`: when each is due, and the doing."""
+
+    def __init__(self, setup: Setup, start: Start, logger: Logger, say: Callable[[str], None]):
+        """say: where messages go."""
+        self._setup, self._start, self._logger, self._say = setup, start, logger, say
+        self._tokens = setup.cfg.total_batch_size
+        evaluate = partial(eval_step, ops=setup.ops, model=setup.model, cfg=setup.cfg)
+        stage = shards.stage_in_force(setup.cfg, setup.mesh.size)
+        self._evaluate = parallel.map_eval_step(evaluate, setup.mesh, stage=stage)
+        self._sample = make_sampler(setup.ops, setup.model, setup.cfg.dtype)
+
+    def due(self, step: int) -> bool:
+        """Whether there is anything to do before update `step`."""
+        return self._validation_due(step) or self._sample_due(step)
+
+    def reached(self, step: int, state: TrainState) -> None:
+        """Do what is due before update `step`, in llm.c's order."""
+        if self._validation_due(step):
+            self._validate(step, state)
+            if self._setup.hellaswag and step > 0:
+                self._answer(step, state)
+        if self._sample_due(step):
+            self._speak(step, state)
+
+    def _validation_due(self, step: int) -> bool:
+        return self._is_due(self._setup.cfg.val_every, step)
+
+    def _sample_due(self, step: int) -> bool:
+        return step > 0 and self._is_due(self._setup.cfg.sample_every, step)
+
+    def _is_due(self, every: int, step: int) -> bool:
+        """Whether what is done every so many steps and at the end is due."""
+        done_before = step == self._start.step and self._start.loop_done
+        last = step == self._setup.cfg.max_steps
+        return every > 0 and (step % every == 0 or last) and not done_before
+
+    def _validate(self, step: int, state: TrainState) -> None:
+        cfg = self._setup.cfg
+        loss = validate(self._evaluate, state, self._setup.val_data, cfg, self._setup.mesh)
+        self._logger.val(step, loss, self._tokens)
+        self._say(f"step {step:4d}/{cfg.max_steps} | validation loss {loss:.6f}")
+
+    def _answer(self, step: int, state: TrainState) -> None:
+        right = self._setup.hellaswag(self._params(state))
+        self._logger.hellaswag(step, right.acc, right.acc_norm, self._tokens)
+        self._say(f"step {step:4d}/{self._setup.cfg.max_steps} | HellaSwag {right.acc_norm:.4f}")
+
+    def _speak(self, step: int, state: TrainState) -> None:
+        params = parallel.own_copy(self._params(state))
+        if processes.first():
+            tokens = list(self._sample(params, [EOT], self._setup.cfg.sample_tokens))
+            text = tokenizer().decode([t for t in tokens if t != EOT])
+            self._say(f"sample at step {step}:\n---\n{text}\n---")
+
+    def _params(self, state: TrainState) -> gpt2.Params:
+        return parallel.whole_params(state.params, gpt2.shapes(self._setup.model))
