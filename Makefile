@@ -21,7 +21,7 @@ train: $(VENV)/installed
 	$(BIN)/python -m llmc_jax.train --flagfile=configs/quickstart.flags --resume
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 sanitize: SANITIZE := address,undefined
 tsan: SANITIZE := thread
