@@ -13,9 +13,8 @@ import jax
 from llmc_jax.config import ModelConfig
 from llmc_jax.ops import COST, cases
 from llmc_jax.ops.op import Cost
+from llmc_jax.training.profile import INSTRUCTION, start_trace
 
-# In XLA's program: an instruction, and the names of what it belongs to (ops/op.py, named).
-INSTRUCTION = re.compile(r'%?([\w.-]+) = .*metadata=\{[^}]*op_name="([^"]*)"')
 PASS = re.compile(r"\b([a-z_]+\.(?:forward|backward)|adamw|global_norm)\b")
 OTHER = "what is in no op"
 
@@ -56,9 +55,7 @@ def traced(step: Callable[[], object], steps: int, hlo: str) -> dict[str, float]
     threads of a CPU work at once, the sum is more than a step.
     """
     with tempfile.TemporaryDirectory() as folder:
-        options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # every call of Python would slow the step down
-        jax.profiler.start_trace(folder, profiler_options=options)
+        start_trace(folder)
         for _ in range(steps):
             step()
         jax.profiler.stop_trace()

@@ -13,6 +13,7 @@ from llmc_jax.training.run_dir import RunDir
 # What JAX puts around the names of ops.py and gpt2.py.
 NOT_OURS = re.compile(r"jit\(.*\)|shard_map|while|body|closed_call|ffi_call")
 MODULE = re.compile(r"HloModule ([\w.-]+)")
+# In XLA's program: an instruction, and the names of what it belongs to (ops/op.py, named).
 INSTRUCTION = re.compile(r'%?([\w.-]+) = .*metadata=\{[^}]*op_name="([^"]*)"')
 
 
@@ -54,9 +55,7 @@ class Profile:
     def start(self, step: int) -> None:
         """Begin the trace if update `step` is its first. Nothing else may be under way."""
         if self._steps and step + 1 == self._steps.start:
-            options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # every call of Python would drown the step
-            jax.profiler.start_trace(self._folder, profiler_options=options)
+            start_trace(self._folder)
             self._tracing = True
 
     def step(self, step: int):
@@ -97,6 +96,13 @@ class Profile:
             f"profile of steps {self._steps.start} to {self._steps.stop - 1}: {path} for "
             f"ui.perfetto.dev, {self._folder} for XProf"
         )
+
+
+def start_trace(folder) -> None:
+    """Begin a trace of what XLA runs, to be written in `folder`."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # every call of Python would drown the step
+    jax.profiler.start_trace(folder, profiler_options=options)
 
 
 def instruction_names(hlo: str) -> dict[str, str]:
