@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llmc_jax import contestant, program
 from llmc_jax.config import BadInput, model_config, option
-from llmc_jax.contestant import Contestant, Task
+from llmc_jax.contestant import Contestant, Task, TaskConfig
 from llmc_jax.machine import describe
 
 RIVALS = Path(__file__).parent.parent / "benchmarks" / "rivals"
@@ -27,15 +27,9 @@ HEADS = (
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(TaskConfig):
     """What is timed, and for how long."""
 
-    model: str = option("d12", "model: dN, gpt2:dN or gpt3:cC")
-    B: int = option(4, "sequences in a step", minimum=1)
-    T: int = option(64, "tokens in a sequence", minimum=1)
-    dtype: str = option(
-        "float32", "type of activations and matrix products", choices=("float32", "bfloat16")
-    )
     steps: int = option(5, "timed steps of each program", minimum=1)
     warmup: int = option(2, "steps of each program before those, not counted", minimum=1)
     programs: str = option(
@@ -43,10 +37,6 @@ class BenchConfig:
         "what to time, separated by commas: pytorch and autodiff (plain JAX with optax) "
         "are rivals; any other word is our step with that value of --ops, where + stands for its "
         "comma (e.g. auto,jnp,jnp+attention=ffi,pytorch)",
-    )
-    cpu_isa: str = option("auto", "instruction set of our C++ kernels (train's --cpu_isa)")
-    recompute: int = option(
-        0, "what our backward computes again (train's --recompute)", choices=(0, 1, 2, 3)
     )
     output: str = option("", "file to append the table to; empty: only print it")
 

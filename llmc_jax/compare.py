@@ -13,25 +13,15 @@ from llmc_jax import program
 from llmc_jax.comparison import charts, page, record, table
 from llmc_jax.comparison.measure import measure
 from llmc_jax.config import BadInput, model_config, option
-from llmc_jax.contestant import Task
+from llmc_jax.contestant import Task, TaskConfig
 from llmc_jax.files import new_file
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(TaskConfig):
     """What is measured, and what it is shown with."""
 
-    model: str = option("d12", "model: dN, gpt2:dN or gpt3:cC")
-    B: int = option(4, "sequences in a step, over all devices", minimum=1)
-    T: int = option(64, "tokens in a sequence", minimum=1)
-    dtype: str = option(
-        "float32", "type of activations and matrix products", choices=("float32", "bfloat16")
-    )
     ops: str = option("auto", "implementation of the ops (train's --ops)")
-    cpu_isa: str = option("auto", "instruction set of our C++ kernels (train's --cpu_isa)")
-    recompute: int = option(
-        0, "what backward computes again (train's --recompute)", choices=(0, 1, 2, 3)
-    )
     steps: int = option(5, "timed steps, after two of warm-up", minimum=1)
     measure: bool = option(True, "measure here and append to --results; --nomeasure only shows")
     results: str = option(

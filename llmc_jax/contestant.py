@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmc_jax.config import BadInput, ModelConfig
+from llmc_jax.config import BadInput, ModelConfig, option
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,22 @@ class Task:
     def from_json(cls, text: str) -> "Task":
         fields = json.loads(text)
         return cls(**(fields | dict(model=ModelConfig(**fields["model"]))))
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Options of every program that measures a step."""
+
+    model: str = option("d12", "model: dN, gpt2:dN or gpt3:cC")
+    B: int = option(4, "sequences in a step, over all devices", minimum=1)
+    T: int = option(64, "tokens in a sequence", minimum=1)
+    dtype: str = option(
+        "float32", "type of activations and matrix products", choices=("float32", "bfloat16")
+    )
+    cpu_isa: str = option("auto", "instruction set of our C++ kernels (train's --cpu_isa)")
+    recompute: int = option(
+        0, "what our backward computes again (train's --recompute)", choices=(0, 1, 2, 3)
+    )
 
 
 def serve(prepare: Callable[[Task], Callable[[], float]]) -> None:

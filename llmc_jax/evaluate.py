@@ -19,7 +19,7 @@ from llmc_jax.evaluation.fetch import fetch_hellaswag, fetch_mmlu
 from llmc_jax.evaluation.questions import read_questions
 from llmc_jax.evaluation.scorer import make_scorer
 from llmc_jax.files import new_file
-from llmc_jax.trained import Trained, open_trained
+from llmc_jax.trained import Trained, TrainedConfig, open_trained
 from llmc_jax.training import parallel
 
 FETCH = dict(hellaswag=fetch_hellaswag, mmlu=fetch_mmlu)
@@ -27,14 +27,9 @@ TASKS = ("loss", *FETCH)
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(TrainedConfig):
     """Which model, on what, and where the numbers go."""
 
-    run: str = option("", "directory of a run (the --output_dir of its training)")
-    model: str = option(
-        "", "instead of --run: a model file of llm.c (PATH.bin), a folder of Hugging Face (hf:PATH)"
-    )
-    step: int = option(-1, "step of the checkpoint; -1: the newest", minimum=-1)
     tasks: str = option(
         "",
         "some of loss, hellaswag, mmlu, with commas between; empty: loss, and what a file is "
@@ -52,25 +47,8 @@ class EvaluateConfig:
     mmlu: str = option("", "glob of MMLU's questions, CSV files; empty: they are downloaded")
     data_dir: str = option("data/evaluation", "directory for what is downloaded")
     limit: int = option(0, "only the first N questions of each task; 0: all", minimum=0)
-    sequence_length: int = option(
-        -1,
-        "T: tokens of context at most; -1: that of the run, or the longest the model can take",
-        minimum=-1,
-    )
     batch_size: int = option(
         8, "sequences on each device at a time; no result depends on it", minimum=1
-    )
-    dtype: str = option(
-        "auto",
-        "type of activations and matrix products; auto: that of the run or the file",
-        choices=("auto", "float32", "bfloat16"),
-    )
-    devices: str = option("", "cpu:N: N virtual devices on this machine's CPU, as in training")
-    ops: str = option("auto", "implementation of the ops, as in training")
-    cpu_isa: str = option(
-        "auto",
-        "instruction set of the C++ kernels, as in training",
-        choices=("auto", "amx", "avx512", "avx2", "portable"),
     )
     output: str = option("", "file for all numbers, one JSON object")
     details: bool = option(False, "with --output: also the losses and choices of each question")

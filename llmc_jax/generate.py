@@ -14,21 +14,16 @@ from llmc_jax.data.tokenizer import EOT, tokenizer
 from llmc_jax.generation.draw import Choice
 from llmc_jax.generation.sampler import SEED, make_generator
 from llmc_jax.models import gpt2
-from llmc_jax.trained import Trained, open_trained
+from llmc_jax.trained import Trained, TrainedConfig, open_trained
 from llmc_jax.training import parallel
 
 USUAL = Choice()
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(TrainedConfig):
     """Which model, and what it is to write."""
 
-    run: str = option("", "directory of a run (the --output_dir of its training)")
-    model: str = option(
-        "", "instead of --run: a model file of llm.c (PATH.bin), a folder of Hugging Face (hf:PATH)"
-    )
-    step: int = option(-1, "step of the checkpoint; -1: the newest", minimum=-1)
     prompt: tuple[str, ...] = option(
         (), "text to continue; may be given several times; none: a new document"
     )
@@ -45,27 +40,10 @@ class GenerateConfig:
         USUAL.top_p, "draw from the likeliest tokens that have this probability together", minimum=0
     )
     seed: int = option(SEED, "another seed, another text", minimum=0)
-    sequence_length: int = option(
-        -1,
-        "T: tokens of context at most; -1: that of the run, or the longest the model can take",
-        minimum=-1,
-    )
     slide: bool = option(
         False,
         "where the context is full go on with its last half, and take the end of a prompt that "
         "is too long, instead of ending and refusing",
-    )
-    dtype: str = option(
-        "auto",
-        "type of activations and matrix products; auto: that of the run or the file",
-        choices=("auto", "float32", "bfloat16"),
-    )
-    devices: str = option("", "cpu:N: N virtual devices on this machine's CPU, as in training")
-    ops: str = option("auto", "implementation of the ops, as in training")
-    cpu_isa: str = option(
-        "auto",
-        "instruction set of the C++ kernels, as in training",
-        choices=("auto", "amx", "avx512", "avx2", "portable"),
     )
 
 

@@ -1,6 +1,7 @@
 """A model with weights, from a run's checkpoint or a file: what generate and evaluate work on."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -8,13 +9,41 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from llmc_jax.config import BadInput, ModelConfig
+from llmc_jax.config import BadInput, ModelConfig, option
 from llmc_jax.interop.source import open_model
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class TrainedConfig:
+    """Options of every program that uses a model: which one, and what it is computed with."""
+
+    run: str = option("", "directory of a run (the --output_dir of its training)")
+    model: str = option(
+        "", "instead of --run: a model file of llm.c (PATH.bin), a folder of Hugging Face (hf:PATH)"
+    )
+    step: int = option(-1, "step of the checkpoint; -1: the newest", minimum=-1)
+    sequence_length: int = option(
+        -1,
+        "T: tokens of context at most; -1: that of the run, or the longest the model can take",
+        minimum=-1,
+    )
+    dtype: str = option(
+        "auto",
+        "type of activations and matrix products; auto: that of the run or the file",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    devices: str = option("", "cpu:N: N virtual devices on this machine's CPU, as in training")
+    ops: str = option("auto", "implementation of the ops, as in training")
+    cpu_isa: str = option(
+        "auto",
+        "instruction set of the C++ kernels, as in training",
+        choices=("auto", "amx", "avx512", "avx2", "portable"),
+    )
 
 
 class Trained(NamedTuple):

@@ -1,0 +1,35 @@
+"""What is asked of a run's folder, and done to it."""
+
+from pathlib import Path
+
+from llmc_jax.training.checkpoint import Checkpointer
+from llmc_jax.training.logger import read_metrics
+from llmc_jax.training.run_dir import RunDir
+
+
+def run_of(cfg) -> RunDir:
+    return RunDir(Path(cfg.output_dir))
+
+
+def steps(cfg) -> list[int]:
+    return Checkpointer(run_of(cfg).checkpoints).steps()
+
+
+def folder_of(cfg, step: int) -> Path:
+    return run_of(cfg).checkpoints / f"{step:08d}"
+
+
+def log(cfg) -> list[dict]:
+    """metrics.jsonl without clocks."""
+    lines = read_metrics(run_of(cfg).metrics)
+    return [{k: v for k, v in m.items() if not k.endswith("_s")} for m in lines]
+
+
+def damage(cfg, step: int) -> str:
+    """Flip a bit in the largest file of a checkpoint; its name."""
+    files = [path for path in folder_of(cfg, step).rglob("*") if path.is_file()]
+    path = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    return path.relative_to(folder_of(cfg, step)).as_posix()

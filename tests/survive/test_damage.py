@@ -1,0 +1,109 @@
+"""Checkpoints that are not what was written."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from llmc_jax import checkpoint as checkpoint_program
+from llmc_jax import train
+from llmc_jax.checkpoint import CheckpointConfig
+from llmc_jax.config import BadInput
+from llmc_jax.training.checkpoint import Checkpointer
+from tests.survive.runs import damage, folder_of, log, run_of, steps
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(copied, trained, capsys):
+    name = damage(copied, 6)
+    train.main(copied)
+    screen = capsys.readouterr().out
+    assert (
+        f"WARNING: the checkpoint of step 6 cannot be used: {name} has other bytes than were "
+        f"written; it is now {folder_of(copied, 6)}.broken, and the run goes back to step 4"
+    ) in screen
+    assert log(copied) == log(trained) and steps(copied) == [2, 4, 6]
+
+
+def test_where_all_are_damaged_nothing_is_started_or_changed(copied):
+    for step in (2, 4, 6):
+        (folder_of(copied, step) / "run.json").unlink()
+    before = log(copied)
+    with pytest.raises(BadInput, match=r"no checkpoint can be used \(.*00000006: run.json is mis"):
+        train.main(copied)
+    assert log(copied) == before and len(list(run_of(copied).checkpoints.iterdir())) == 3
+
+
+def test_a_checkpoint_of_the_old_format_is_refused(copied):
+    for step in (2, 4, 6):
+        (folder_of(copied, step) / "manifest.json").unlink()
+        (folder_of(copied, step) / "_CHECKPOINT_METADATA").touch()
+    with pytest.raises(BadInput, match="it is of an older format, without checksums and outlier"):
+        train.main(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: os.truncate(path, 10), "has 10 bytes where"),
+        (lambda path: path.write_bytes(path.read_bytes()[::-1]), "has other bytes"),
+    ],
+)
+@pytest.mark.parametrize("name", ["run.json", "manifest.json", "state/_METADATA"])
+def test_every_damage_is_found(copied, change, words, name):
+    change(folder_of(copied, 4) / name)
+    problem = Checkpointer(run_of(copied).checkpoints).problem(4)
+    if name == "manifest.json" and words != "is missing":
+        words = "is damaged"
+    assert problem.startswith(f"{name} {words}")
+
+
+def test_what_a_killed_run_left_unfinished_is_removed(copied, trained):
+    (folder_of(copied, 6) / "unfinished").touch()
+    (run_of(copied).checkpoints / "00000007").mkdir()
+    train.main(copied)
+    assert steps(copied) == [2, 4, 6] and log(copied) == log(trained)
+    assert len(list(run_of(copied).checkpoints.iterdir())) == 3
+
+
+def test_the_program_lists_verifies_and_removes(copied, capsys):
+    def run(command, **options):
+        status = checkpoint_program.main(
+            command, CheckpointConfig(run=copied.output_dir, **options)
+        )
+        return status, capsys.readouterr().out.splitlines()
+
+    status, lines = run("verify")
+    assert status == 0 and len(lines) == 3
+    assert re.match(r"00000002 +0\.\d MiB  tiny  run [0-9a-f]{12}  at \S+  whole", lines[0])
+    name = damage(copied, 4)
+    assert run("ls")[0] == 0
+    status, lines = run("verify")
+    assert status == 1 and f"{name} has other bytes" in lines[1]
+    assert run("verify", step=6)[0] == 0
+    folder_of(copied, 2).rename(f"{folder_of(copied, 2)}.later")
+    assert run("ls")[1][-1] == "00000002.later  set aside"
+    assert run("rm", step=4)[1] == [f"removed {folder_of(copied, 4)}"]
+    assert run("rm", keep=0, set_aside=True)[0] == 0
+    assert list(run_of(copied).checkpoints.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ls", "--run=/nowhere"], "--run=/nowhere has no checkpoints"),
+        (["--run=/nowhere"], "one of the words ls, verify, rm is needed"),
+        (["ls", "rm"], "one of the words ls, verify, rm is needed"),
+        (["rm", "--run={run}"], "rm needs --step=N or --keep=N"),
+        (["verify", "--step=5", "--run={run}"], "--step=5 was not saved; .* has 2, 4, 6"),
+    ],
+)
+def test_the_program_refuses(trained, words, message):
+    words = [word.replace("{run}", trained.output_dir) for word in words]
+    result = subprocess.run(
+        [sys.executable, "-m", "llmc_jax.checkpoint", *words], capture_output=True, text=True
+    )
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert re.search(message, result.stderr)

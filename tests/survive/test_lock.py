@@ -1,0 +1,39 @@
+"""Two runs in one directory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmc_jax import checkpoint as checkpoint_program
+from llmc_jax import train
+from llmc_jax.checkpoint import CheckpointConfig
+from llmc_jax.config import BadInput
+from llmc_jax.training import lock
+
+
+def test_two_runs_in_one_directory_are_refused_by_name(copied):
+    holder = subprocess.Popen(
+        [
+            sys.executable, "-c",
+            "import pathlib, sys, time\nfrom llmc_jax.training.lock import locked\n"
+            "with locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n"
+            "    time.sleep(60)",
+            copied.output_dir,
+        ],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout.readline() == "held\n"
+    message = rf"is in use by process {holder.pid} on \S+ \(since .*\); wait for it to end, or name"
+    with pytest.raises(BadInput, match=message):
+        train.main(copied)
+    with pytest.raises(BadInput, match=message):
+        checkpoint_program.main("rm", CheckpointConfig(run=copied.output_dir, keep=0))
+    holder.kill()
+    holder.communicate()
+    with lock.locked(Path(copied.output_dir)) as remark:  # it died with it
+        assert remark.startswith(f"process {holder.pid} on ")
+        assert "and ended without giving it back" in remark
+    with lock.locked(Path(copied.output_dir)) as remark:
+        assert remark == ""

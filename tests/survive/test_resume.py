@@ -1,0 +1,110 @@
+"""The same run, and what is another."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from llmc_jax import config, train
+from llmc_jax.config import BadInput
+from llmc_jax.training import manifest
+from tests import tiny
+from tests.survive.runs import folder_of, log, run_of, steps
+
+
+def test_what_may_change_is_said_and_taken(copied, capsys):
+    train.main(dataclasses.replace(copied, max_steps=8, val_every=4))
+    screen = capsys.readouterr().out
+    assert "resuming with --max_steps was 6 and is now 8" in screen
+    assert "resuming with --val_every was 3 and is now 4" in screen
+    assert "schedule 6 steps" in screen and log(copied)[-1]["step"] == 8
+    rates = [m["learning_rate"] for m in log(copied) if m.get("step", 0) >= 6 and "train_loss" in m]
+    assert rates == pytest.approx([1e-3, 1e-3])  # its end: the schedule did not stretch
+
+
+def test_another_schedule_needs_reschedule(copied, capsys):
+    with pytest.raises(BadInput, match=r"--schedule_steps was 6 and is now 12.*--reschedule takes"):
+        train.main(dataclasses.replace(copied, max_steps=8, schedule_steps=12))
+    train.main(dataclasses.replace(copied, max_steps=8, schedule_steps=12, reschedule=True))
+    screen = capsys.readouterr().out
+    assert "resuming with --schedule_steps was 6 and is now 12" in screen
+    assert log(copied)[-2]["learning_rate"] > 2e-3
+    train.main(dataclasses.replace(copied, max_steps=8))  # it is the run's own now
+
+
+def test_other_data_under_the_same_name_are_refused(copied, tmp_path):
+    record = json.loads((folder_of(copied, 6) / "run.json").read_text())
+    tiny.write_data(tmp_path, 500)
+    for name in ("train_data", "val_data"):
+        record["config"][name] = f"{tmp_path}/{Path(getattr(copied, name)).name}"
+    (folder_of(copied, 6) / "run.json").write_text(json.dumps(record))
+    rewrite_manifest(folder_of(copied, 6))
+    moved = {name: record["config"][name] for name in ("train_data", "val_data")}
+    with pytest.raises(BadInput, match=r"is not what the run in .* was started with"):
+        train.main(dataclasses.replace(copied, **moved))
+
+
+def rewrite_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    manifest.write(folder, without="unfinished")
+
+
+def test_a_checkpoint_says_everything_about_its_run(trained):
+    record = json.loads((folder_of(trained, 4) / "run.json").read_text())
+    assert record["config"] == dataclasses.asdict(trained) | dict(
+        schedule_steps=6, total_batch_size=32
+    )
+    assert record["step"] == 4 and record["tokens"] == 128 and record["loader"]["position"] == 8
+    assert re.fullmatch("[0-9a-f]{12}", record["digest"])
+    assert record["made_with"].keys() == {"ops", "device", "versions", "revision"}
+    assert "orbax-checkpoint 0." in record["made_with"]["versions"]
+
+
+def test_going_back_to_another_step(copied, trained, capsys):
+    train.main(dataclasses.replace(copied, resume_step=2, checkpoint_every=0))
+    screen = capsys.readouterr().out
+    assert "at step 2" in screen and "the checkpoint of step 4 is now" in screen
+    assert log(copied) == log(trained) and steps(copied) == [2]
+    names = {path.name for path in run_of(copied).checkpoints.iterdir()}
+    assert names == {"00000002", "00000004.later", "00000006.later"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(resume_step=3), "--resume_step=3 was not saved; .* has 2, 4, 6"),
+        (dict(resume_step=4, resume=False), "--resume_step is for a run that is continued; add"),
+        (dict(reschedule=True, resume=False), "--reschedule is for a run that is continued; add"),
+        (dict(output_dir="", checkpoint_minutes=1.0, resume=False), "--checkpoint_minutes needs"),
+    ],
+)
+def test_resume_refuses(copied, options, message):
+    options = dict(checkpoint_every=0) | options
+    with pytest.raises(BadInput, match=message):
+        train.main(dataclasses.replace(copied, **options))
+
+
+def test_a_new_run_starts_from_the_weights_of_another(cfg, trained):
+    """Its first validation is the other's last, and its moments are new."""
+    train.main(dataclasses.replace(cfg, init_from=trained.output_dir, max_steps=1))
+    assert log(cfg)[0]["val_loss"] == log(trained)[-1]["val_loss"]
+    assert log(cfg)[1]["step"] == 0
+    again = dataclasses.replace(cfg, output_dir=cfg.output_dir + "2", max_steps=1)
+    train.main(dataclasses.replace(again, init_from=str(folder_of(trained, 4))))
+    assert log(again)[0]["val_loss"] != log(cfg)[0]["val_loss"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(init_from="/nowhere"), "--init_from=/nowhere is neither the directory of a run"),
+        (dict(model="other"), "has L 2, NH 3, C 48, V 90 and --model=other has L 1, NH 3"),
+    ],
+)
+def test_init_from_refuses(cfg, trained, monkeypatch, options, message):
+    monkeypatch.setitem(config.MODELS, "other", dataclasses.replace(tiny.MODEL, L=1))
+    options = dict(init_from=trained.output_dir) | options
+    with pytest.raises(BadInput, match=message):
+        train.main(dataclasses.replace(cfg, **options))

@@ -1,0 +1,96 @@
+"""Signals, and which checkpoints there are."""
+
+import dataclasses
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import types
+
+import pytest
+
+from llmc_jax import config, train
+from llmc_jax.training import saver
+from llmc_jax.training.stop import Stop
+from tests import tiny
+from tests.survive.runs import log, steps
+
+
+def interrupt_at(monkeypatch, step: int, number=signal.SIGTERM):
+    """The process gets a signal while update `step` is being prepared."""
+    real, calls = train.train_batch, []
+
+    def batch(*args):
+        calls.append(None)
+        if len(calls) == step + 1:
+            os.kill(os.getpid(), number)
+        return real(*args)
+
+    monkeypatch.setattr(train, "train_batch", batch)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
+    cfg, trained, monkeypatch, capsys, number
+):
+    """Step 3 is due for validation: the resumed run does it, once."""
+    interrupt_at(monkeypatch, 2, number)
+    train.main(cfg)
+    name = signal.Signals(number).name
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        f"stopped by {name} after step 3/6: checkpoint of step 3 saved; the same command with "
+        f"--resume goes on"
+    )
+    assert steps(cfg) == [2, 3]
+    monkeypatch.undo()
+    monkeypatch.setitem(config.MODELS, "tiny", tiny.MODEL)
+    train.main(dataclasses.replace(cfg, resume=True))
+    assert log(cfg) == log(trained)
+
+
+def test_a_signal_without_an_output_directory_says_that_nothing_is_saved(cfg, monkeypatch, capsys):
+    interrupt_at(monkeypatch, 1)
+    train.main(dataclasses.replace(cfg, output_dir="", checkpoint_every=0))
+    assert capsys.readouterr().out.endswith(
+        "after step 2/6: nothing is saved, because there is no --output_dir\n"
+    )
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    """In a process of its own, because it must not be this one; nor is the first enough."""
+    program = (
+        "import os, signal\nfrom llmc_jax.training.stop import Stop\n"
+        "with Stop() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(Stop.name(stop.requested), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('still here', flush=True)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == -signal.SIGTERM and result.stdout == "SIGTERM\n"
+
+
+def test_signals_have_their_own_effect_again_afterwards():
+    before = signal.getsignal(signal.SIGINT)
+    with Stop():
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_the_newest_and_the_major_checkpoints_are_kept(cfg):
+    train.main(
+        dataclasses.replace(
+            cfg, max_steps=9, checkpoint_every=2, keep_checkpoints=2, major_checkpoint_every=3
+        )
+    )
+    assert steps(cfg) == [3, 6, 8, 9]  # 2 and 4 are gone; 8 and 9 are the newest
+
+
+def test_checkpoints_by_the_clock(cfg, monkeypatch):
+    """A minute passes every time the run looks at the clock: once a step, once a save."""
+    now = itertools.count(0, 60)
+    monkeypatch.setattr(saver, "time", types.SimpleNamespace(monotonic=lambda: next(now)))
+    train.main(dataclasses.replace(cfg, checkpoint_every=0, checkpoint_minutes=1.5))
+    assert steps(cfg) == [2, 4, 6]
