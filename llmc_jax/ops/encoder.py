@@ -17,7 +17,15 @@ def forward(inp, wte, wpe, *, dtype=None):
     """
     T = inp.shape[1]
     dtype = dtype or wte.dtype
-    return wte[inp].astype(dtype) + wpe[None, :T].astype(dtype), ()
+    return _rows(wte, inp).astype(dtype) + wpe[None, :T].astype(dtype), ()
+
+
+def _rows(table, index):
+    """table[index]; bfloat16 by its bits, or else XLA:CPU makes a float32 copy of the table."""
+    if table.dtype != jnp.bfloat16:
+        return table[index]
+    bits = lax.bitcast_convert_type(table, jnp.uint16)[index]
+    return lax.bitcast_convert_type(bits, table.dtype)
 
 
 def backward(saved, dout, inp, dwte, wpe):

@@ -72,6 +72,7 @@ class Instruction:
     reads: frozenset[Buffer]
     writes: list[Buffer]
     in_place: bool = False  # may write over an operand
+    light: bool = False  # no kernel: may be done as soon as its operands are there
     inside: int = 0  # bytes of a loop's body
 
 
@@ -179,7 +180,7 @@ def _fuse(
             return
         reads = value.buffers if reads is None else reads
         _give_memory(value, scope)
-        instructions.append(Instruction(reads, list(value.buffers), in_place=True))
+        instructions.append(Instruction(reads, list(value.buffers), in_place=True, light=True))
 
     for e in equations:
         operands = [v for v in e.operands if v]
@@ -193,7 +194,7 @@ def _fuse(
             for v in e.results:
                 _give_memory(v, e.scope)
             writes = [b for v in e.results for b in v.buffers]
-            instructions.append(Instruction(reads, writes))
+            instructions.append(Instruction(reads, writes, light=True))
         else:
             for v in e.results:
                 v.buffers = reads

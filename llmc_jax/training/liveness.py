@@ -10,7 +10,7 @@ Compared with XLA:CPU's own plan in tests/training/test_memory.py. On other plat
 estimate by the same rules.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,17 +54,24 @@ def plan(jaxpr, donated: Sequence[int] = (), *, cpu: bool = False) -> Plan:
 def _early(instructions: list[Instruction]) -> list[Instruction]:
     """What takes no more memory than it gives back, like a sum, as soon as its operands are there:
     XLA's order is one of little memory."""
-    order: dict[Buffer, float] = {}
-    readers = Counter(b for instruction in instructions for b in instruction.reads)
+    last_reader = {b: i for i, instruction in enumerate(instructions) for b in instruction.reads}
+    made: dict[Buffer, tuple[int, int]] = {}  # where in the order
+    read: dict[Buffer, tuple[int, int]] = {}  # by the last so far
     keys = []
     for i, instruction in enumerate(instructions):
-        key = float(i)
-        freed = sum(b.size for b in instruction.reads if readers[b] == 1)
-        if instruction.in_place and freed >= sum(b.size for b in instruction.writes):
-            key = max((order.get(b, -1.0) for b in instruction.reads), default=-1.0)
-        order.update((b, key) for b in instruction.writes)
-        keys.append(key)
-    return [instructions[i] for i in sorted(range(len(keys)), key=lambda i: (keys[i], i))]
+        place, gain = (i, 0), 0
+        freed = [b for b in instruction.reads if last_reader[b] == i]
+        largest = max(freed, key=lambda b: b.size, default=None)
+        written = sum(b.size for b in instruction.writes)
+        if instruction.light and largest and largest.size >= written:
+            behind = [made[b] for b in instruction.reads & made.keys()]
+            behind += [read[b] for b in {largest} & read.keys()]
+            index, count = max(behind, default=(-1, 0))
+            place, gain = (index, count + 1), largest.size - written
+        made.update((b, place) for b in instruction.writes)
+        read.update((b, max(place, read.get(b, place))) for b in instruction.reads)
+        keys.append((*place, -gain, i))  # of two that could be next, what gives back more
+    return [instructions[i] for *_, i in sorted(keys)]
 
 
 def _own(value: Value) -> Buffer:
