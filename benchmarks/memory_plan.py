@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory_plan [--models d6 d12] [--ops ffi jnp] [--T 64 512]
 
-Compiles each step on the CPU (without optimising machine code, which changes no memory) and prints a
-row: MiB by `llmc_jax.plan`, by XLA's memory_analysis(), and how far the first is off.
+Compiles each step on the CPU (without optimising machine code, which changes no memory) and prints
+a row: MiB by `llmc_jax.plan`, by XLA's memory_analysis(), and how far the first is off.
 """
 
 import argparse
