@@ -43,8 +43,9 @@ def backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
     fch, fch_gelu = saved
     if fch is None:
         fch, _ = matmul.forward(inp, fcw, after(fcb, dout))
+    else:
+        fch = after(fch, dout)  # or XLA would keep the GELU's tanh from forward
     if fch_gelu is None:
-        fch = after(fch, dout)  # or the GELU's tanh would be kept from forward
         fch_gelu, _ = gelu.forward(fch)
     dfch_gelu, dfcprojw, dfcprojb = matmul.backward((), dout, fch_gelu, fcprojw, fcprojb)
     (dfch,) = gelu.backward((), dfch_gelu, fch)
