@@ -47,7 +47,9 @@ def test_logits(params, batch, spec):
     ("spec", "isa", "recompute"),
     [
         *(("jnp", "auto", recompute) for recompute in (0, 3)),
-        *(("ffi", isa, recompute) for isa in ffi.supported_isas() for recompute in range(4)),
+        # 1 is 0 to these kernels, which never keep the GELU
+        *(("ffi", isa, recompute) for isa in ffi.supported_isas() for recompute in (0, 2)),
+        ("ffi", "auto", 3),
     ],
 )
 def test_loss_and_gradients(params, batch, use_isa, spec, isa, recompute):

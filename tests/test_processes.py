@@ -133,7 +133,8 @@ def test_two_processes_make_the_run_of_one(alone, together):
     np.testing.assert_allclose(losses(folder), losses(alone), rtol=1e-5)
     assert "4 x cpu (cpu) of 2 processes, shard_map, ZeRO stage 2" in one.stdout
     assert f"checkpoint {folder}/checkpoints/00000006" in one.stdout
-    assert all(line.startswith("[Gloo]") for line in two.stdout.splitlines())
+    # what Gloo says of itself is in there, by several threads at once
+    assert not re.search("model|step|loss|checkpoint|cache", two.stdout)
     assert "error" not in one.stderr + two.stderr
 
 

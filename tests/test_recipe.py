@@ -1,4 +1,4 @@
-"""d12 against numbers made by llm.c: ten steps of a recipe.
+"""d12 against numbers made by llm.c: the first steps of a recipe.
 
 A file of its own, because files are what is shared out among processes.
 """
@@ -15,14 +15,14 @@ from tests import golden
 
 
 @pytest.mark.parametrize(
-    ("dtype", "loss_rtol", "norm_rtol"), [("float32", 2e-4, 2e-3), ("bfloat16", 2e-2, None)]
+    ("dtype", "count", "loss_rtol", "norm_rtol"),
+    [("float32", 10, 2e-4, 2e-3), ("bfloat16", 5, 2e-2, None)],
 )
-def test_ten_steps_of_a_recipe(tmp_path, dtype, loss_rtol, norm_rtol):
+def test_steps_of_a_recipe(tmp_path, dtype, count, loss_rtol, norm_rtol):
     """Accumulation, clipping, warm-up, cosine and decay together, through the whole program.
 
-    Of the recipe's twenty steps the first half, for time.
+    Of the recipe's twenty steps the first, for time.
     """
-    count = 10
     reference = golden.read("d12_tinyshakespeare_20steps")
     for split in ("train", "val"):
         write_shard(tmp_path / f"{split}.bin", golden.tokens(split))
@@ -53,9 +53,9 @@ def test_ten_steps_of_a_recipe(tmp_path, dtype, loss_rtol, norm_rtol):
     val = {str(m["step"]): m["val_loss"] for m in metrics if "val_loss" in m}
     losses = [m["train_loss"] for m in steps]
     np.testing.assert_allclose(losses, reference["train_loss"][:count], rtol=loss_rtol)
-    assert list(val) == [step for step in reference["val_loss"] if int(step) <= count]
+    wanted = {step: loss for step, loss in reference["val_loss"].items() if int(step) <= count}
     np.testing.assert_allclose(
-        list(val.values()), [reference["val_loss"][step] for step in val], rtol=loss_rtol
+        [val[step] for step in wanted], list(wanted.values()), rtol=loss_rtol
     )
     rates = [m["learning_rate"] for m in steps]
     np.testing.assert_allclose(rates, reference["lr"][:count], rtol=5e-3)

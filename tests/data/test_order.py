@@ -145,7 +145,7 @@ def test_the_ranks_of_an_epoch_see_every_token_once(corpus, ranks, B, A):
         assert sorted(epoch.ravel()) == sorted(np.concatenate(wanted))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(1, 40), st.fractions("0.001", 1, max_denominator=1000)),
