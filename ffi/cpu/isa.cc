@@ -34,7 +34,9 @@ bool HasAvx512Bf16() { return HasAvx512() && HasLeaf7(1, 'a', 5); }
 
 // Linux hands out the tile registers on request, once for a process.
 bool HasAmx() {
-#if defined(__linux__)
+#if defined(LLMC_EMULATED_AMX)
+  return HasAvx512Bf16();
+#elif defined(__linux__)
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   return HasAvx512Bf16() && HasLeaf7(0, 'd', 22) && HasLeaf7(0, 'd', 24) &&
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;

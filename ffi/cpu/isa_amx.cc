@@ -1,3 +1,6 @@
+#if defined(LLMC_EMULATED_AMX)
+#include "emulator/amx.h"
+#endif
 #define LLMC_ISA amx
 #define LLMC_KERNELS kAmxKernels
 #include "cpu/isa.inc"

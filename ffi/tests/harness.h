@@ -186,11 +186,15 @@ const WeightKernels<T, W>& On(const Kernels& kernels) {
 // The sizes of a call by name.
 using Shape = std::vector<std::pair<const char*, int64_t>>;
 
-// Runs checks on every instruction set of this machine.
+// Runs checks on every instruction set of this machine, or on emulated AMX alone.
 class Driver {
  public:
   Driver() {
+#if defined(LLMC_EMULATED_AMX)
+    std::string names = llmc_select_isa("amx") ? "amx" : "";
+#else
     std::string names = llmc_supported_isas();
+#endif
     for (size_t begin = 0; begin < names.size();) {
       size_t end = std::min(names.find(',', begin), names.size());
       std::string name = names.substr(begin, end - begin);
