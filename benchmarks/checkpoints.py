@@ -118,7 +118,7 @@ def step_seconds(state, mesh, T: int) -> float:
     cfg = TrainConfig(sequence_length=T, dtype="bfloat16", max_steps=10, total_batch_size=4 * T)
     chosen, _ = ops.select("auto", jax.default_backend())
     step = parallel.map_train_step(partial(train_step, ops=chosen, model=MODEL, cfg=cfg), mesh)
-    memory = parallel.replicate(gradient_memory(state.params, MODEL, cfg), mesh)
+    memory = parallel.replicate(gradient_memory(MODEL, cfg, mesh.size), mesh)
     tokens = np.random.default_rng(0).integers(0, MODEL.V, (1, 4, T)).astype(np.int32)
     batch = parallel.split((tokens, tokens), mesh, parallel.MICRO_BATCHES)
     times = []

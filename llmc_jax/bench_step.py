@@ -20,12 +20,15 @@ def prepare(task: Task):
         raise BadInput(
             f"--B={task.B} sequences cannot be split over {mesh.size} devices; use a multiple."
         )
-    options = dict(ops=chosen, model=task.model, cfg=train_config(task))
-    update = parallel.map_train_step(partial(train_step, **options), mesh)
+    cfg = train_config(task)
+    update = parallel.map_train_step(
+        partial(train_step, ops=chosen, model=task.model, cfg=cfg), mesh
+    )
     micro_batches = tuple(x[None] for x in task.batch())
     batch = parallel.split(micro_batches, mesh, parallel.MICRO_BATCHES)
     state = parallel.replicate(init_state(initialize(task.model, task.seed)), mesh)
-    memory = parallel.replicate(gradient_memory(state.params, task.model, options["cfg"]), mesh)
+    memory = parallel.replicate(gradient_memory(task.model, cfg, mesh.size), mesh)
+    update = update.lower(state, memory, *batch).compile()
     ffi.trim_memory()
 
     def step() -> float:

@@ -170,7 +170,7 @@ def check(chosen, model: ModelConfig, cfg: PlanConfig, platform: str, planned: M
     rows = cfg.total_batch_size // cfg.sequence_length
     shape = (rows // cfg.batch_size, cfg.batch_size, cfg.sequence_length)
     state = jax.eval_shape(init_state, gpt2.shapes(model))
-    own = jax.eval_shape(partial(gradient_memory, model=model, cfg=cfg), state.params)
+    own = jax.eval_shape(partial(gradient_memory, model, cfg, 1))
     batch = jax.ShapeDtypeStruct(shape, jnp.int32)
     step = partial(train_step, ops=chosen, model=model, cfg=cfg)
     mapped = parallel.map_train_step(step, parallel.make_mesh())

@@ -20,7 +20,6 @@ import numpy as np
 
 from llmc_jax import config, ffi, ops
 from llmc_jax.data.order import CounterOrder
-from llmc_jax.models import gpt2
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel, shards
 from llmc_jax.training.step import gradient_memory, init_state, train_step
@@ -65,7 +64,7 @@ def curve(name: str, case: dict) -> dict:
     weights, compiled, runs = initialize(model, cfg.seed), None, []
     for _ in range(repeat):
         state = parallel.place_state(init_state(weights), mesh, stage)
-        memory = parallel.replicate(gradient_memory(gpt2.shapes(model), model, cfg), mesh)
+        memory = parallel.replicate(gradient_memory(model, cfg, mesh.size), mesh)
         losses, began = [], time.perf_counter()
         for batch in batches(cfg, model, mesh, steps):
             compiled = compiled or mapped.lower(state, memory, *batch).compile()

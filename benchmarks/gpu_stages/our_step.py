@@ -30,7 +30,7 @@ def prepare(spec: str) -> Step:
     )
     batch = parallel.split(tuple(x[None] for x in todo.batch()), mesh, parallel.MICRO_BATCHES)
     state = parallel.replicate(init_state(initialize(todo.model, todo.seed)), mesh)
-    memory = parallel.replicate(gradient_memory(state.params, todo.model, cfg), mesh)
+    memory = parallel.replicate(gradient_memory(todo.model, cfg, mesh.size), mesh)
     compiled = update.lower(state, memory, *batch).compile()
     own = [state, memory]
     del state, memory  # donated: the only references are to be the step's

@@ -85,8 +85,8 @@ def work(name: str) -> Work:
         "gelu backward": Work(0, 3 * 4 * X),
         "classifier both": Work(6 * N * C * Vp, 2 * 2 * N * Vp),
         "classifier in place": Work(0, 2 * 2 * N * Vp),
-        "adamw": Work(*COST["adamw"](parameters)),
-        "global_norm": Work(*COST["global_norm"](parameters)),
+        "adamw": Work(*COST["adamw"](gpt2.shapes(model))),
+        "global_norm": Work(*COST["global_norm"](gpt2.shapes(model))),
     }.get(name, Work(0, 0))
 
 

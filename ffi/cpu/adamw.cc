@@ -7,20 +7,31 @@
 namespace llmc {
 namespace {
 
-// Leaf i of the k-th of several lists of n arrays.
+// Leaf i of the k-th of several lists of n float32 arrays, of `size` elements.
 const float* Leaf(Checker& check, const ffi::RemainingArgs& args, size_t n, size_t k, size_t i,
-                  int64_t* size) {
+                  int64_t size) {
   auto buffer = args.get<F32>(k * n + i);
   if (!buffer.has_value()) {
     check.Fail("leaf " + std::to_string(i) + ": " + buffer.error().message());
     return nullptr;
   }
   int64_t count = buffer->element_count();
-  if (k == 0) *size = count;
-  check.Require(*size == count, "leaf " + std::to_string(i) + " has " + std::to_string(count) +
-                                    " elements in one list and " + std::to_string(*size) +
-                                    " in another, expected the same in all");
+  check.Require(size == count, "leaf " + std::to_string(i) + " has " + std::to_string(count) +
+                                   " elements in one list and " + std::to_string(size) +
+                                   " in another, expected the same in all");
   return buffer->typed_data();
+}
+
+// The array `index`, which is the gradient of leaf i.
+Gradient GradientOf(Checker& check, const ffi::RemainingArgs& args, size_t index, size_t i) {
+  auto buffer = args.get<Any>(index);
+  if (!buffer.has_value()) {
+    check.Fail("leaf " + std::to_string(i) + ": " + buffer.error().message());
+    return {};
+  }
+  check.FloatType(("gradient of leaf " + std::to_string(i)).c_str(), *buffer);
+  return {buffer->untyped_data(), static_cast<int64_t>(buffer->element_count()),
+          buffer->element_type() == ffi::BF16};
 }
 
 // params, m, v are updated in place: XLA gives a result the memory of its argument.
@@ -42,10 +53,10 @@ ffi::Error AdamWUpdate(ffi::ThreadPool pool, F32 lr, F32 scale, S32 step, ffi::R
   std::vector<AdamWLeaf> leaves(n);
   for (size_t i = 0; check.ok() && i < n; ++i) {
     AdamWLeaf& leaf = leaves[i];
-    const float* param = Leaf(check, args, n, 0, i, &leaf.size);
-    leaf.grad = Leaf(check, args, n, 1, i, &leaf.size);
-    const float* m = Leaf(check, args, n, 2, i, &leaf.size);
-    const float* v = Leaf(check, args, n, 3, i, &leaf.size);
+    leaf.grad = GradientOf(check, args, n + i, i);
+    const float* param = Leaf(check, args, n, 0, i, leaf.grad.size);
+    const float* m = Leaf(check, args, n, 2, i, leaf.grad.size);
+    const float* v = Leaf(check, args, n, 3, i, leaf.grad.size);
     leaf.param = InPlace(check, rets, i, param);
     leaf.m = InPlace(check, rets, n + i, m);
     leaf.v = InPlace(check, rets, 2 * n + i, v);
@@ -67,12 +78,10 @@ ffi::Error AdamWUpdate(ffi::ThreadPool pool, F32 lr, F32 scale, S32 step, ffi::R
 
 ffi::Error GlobalNorm(ffi::ThreadPool pool, ffi::RemainingArgs args, F32Out norm) {
   Checker check("llmc_global_norm");
-  std::vector<const float*> data(args.size());
-  std::vector<int64_t> sizes(args.size());
-  for (size_t i = 0; i < args.size(); ++i)
-    data[i] = Leaf(check, args, args.size(), 0, i, &sizes[i]);
+  std::vector<Gradient> grads(args.size());
+  for (size_t i = 0; i < args.size(); ++i) grads[i] = GradientOf(check, args, i, i);
   return Run(check, pool, [&](Threads& threads) {
-    double sum = ActiveKernels().sum_of_squares(threads, data.size(), data.data(), sizes.data());
+    double sum = ActiveKernels().sum_of_squares(threads, grads.size(), grads.data());
     norm->typed_data()[0] = static_cast<float>(std::sqrt(sum));
   });
 }
@@ -85,7 +94,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_adamw, AdamWUpdate,
                                   .Arg<F32>()       // lr ()
                                   .Arg<F32>()       // scale ()
                                   .Arg<S32>()       // step ()
-                                  .RemainingArgs()  // params, grads, m, v: n arrays each
+                                  .RemainingArgs()  // params, grads (float32 or bfloat16), m, v
                                   .RemainingRets()  // params, m, v: in place of the arguments
                                   .Attr<ffi::Span<const float>>("weight_decay")
                                   .Attr<float>("beta1")
@@ -95,7 +104,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_adamw, AdamWUpdate,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_global_norm, GlobalNorm,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .RemainingArgs()  // any number of arrays
+                                  .RemainingArgs()  // any number of arrays, float32 or bfloat16
                                   .Ret<F32>());     // norm ()
 
 }  // namespace llmc

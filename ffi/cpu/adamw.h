@@ -13,73 +13,88 @@ constexpr int64_t kChunk = 1 << 15;  // elements in a task
 // elements to fetch ahead: where the hardware stops at each page, 5 % slower
 constexpr int64_t kAhead = 1024;
 
-// Calls body(leaf, start, count) for every chunk of leaves with size(leaf) elements, in parallel;
-// `chunk` counts them in order.
-template <typename Size, typename Body>
-void ForChunks(Threads& threads, int64_t leaves, const Size& size, const Body& body) {
+// Calls body(chunk, leaf, start, count) for every chunk of the leaves, whose gradients are grad(leaf),
+// in parallel; `chunk` counts them in order.
+template <typename Grad, typename Body>
+void ForChunks(Threads& threads, int64_t leaves, const Grad& grad, const Body& body) {
+  auto chunks_of = [&](int64_t leaf) { return CeilDiv(grad(leaf).size, kChunk); };
   int64_t chunks = 0;
-  for (int64_t leaf = 0; leaf < leaves; ++leaf) chunks += CeilDiv(size(leaf), kChunk);
+  for (int64_t leaf = 0; leaf < leaves; ++leaf) chunks += chunks_of(leaf);
   ParallelFor(threads, chunks, [&](int64_t chunk) {
     int64_t leaf = 0, before = 0;
-    for (; chunk >= before + CeilDiv(size(leaf), kChunk); ++leaf)
-      before += CeilDiv(size(leaf), kChunk);
+    for (; chunk >= before + chunks_of(leaf); ++leaf) before += chunks_of(leaf);
     int64_t start = (chunk - before) * kChunk;
-    body(chunk, leaf, start, Min(kChunk, size(leaf) - start));
+    body(chunk, leaf, start, Min(kChunk, grad(leaf).size - start));
   });
 }
 
-inline double SumOfSquares(Threads& threads, int64_t leaves, const float* const* data,
-                           const int64_t* sizes) {
+// body(pointer to element `start`), of the type that the gradient has.
+template <typename Body>
+auto From(const Gradient& grad, int64_t start, const Body& body) {
+  return grad.half ? body(static_cast<const BF16*>(grad.data) + start)
+                   : body(static_cast<const float*>(grad.data) + start);
+}
+
+template <typename G>
+double SumOfSquares(const G* x, int64_t count) {
+  Vec sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= count; i += 4 * kLanes)
+    for (int u = 0; u < 4; ++u) {
+      __builtin_prefetch(x + i + u * kLanes + kAhead);
+      Vec v = Load(x + i + u * kLanes);
+      sums[u] += v * v;
+    }
+  double sum = 0;
+  for (int u = 0; u < 4; ++u) sum += Sum(sums[u]);
+  for (; i < count; ++i) sum += ToFloat(x[i]) * ToFloat(x[i]);
+  return sum;
+}
+
+inline double SumOfSquares(Threads& threads, int64_t leaves, const Gradient* grads) {
+  auto grad = [&](int64_t leaf) { return grads[leaf]; };
   int64_t chunks = 0;
-  for (int64_t leaf = 0; leaf < leaves; ++leaf) chunks += CeilDiv(sizes[leaf], kChunk);
+  for (int64_t leaf = 0; leaf < leaves; ++leaf) chunks += CeilDiv(grads[leaf].size, kChunk);
   SharedScratch<double> scratch(chunks);
   double* partial = scratch.data();
-  ForChunks(
-      threads, leaves, [&](int64_t leaf) { return sizes[leaf]; },
-      [&](int64_t chunk, int64_t leaf, int64_t start, int64_t count) {
-        const float* x = data[leaf] + start;
-        Vec sums[4] = {};
-        int64_t i = 0;
-        for (; i + 4 * kLanes <= count; i += 4 * kLanes)
-          for (int u = 0; u < 4; ++u) {
-            __builtin_prefetch(x + i + u * kLanes + kAhead);
-            Vec v = Load(x + i + u * kLanes);
-            sums[u] += v * v;
-          }
-        double sum = 0;
-        for (int u = 0; u < 4; ++u) sum += Sum(sums[u]);
-        for (; i < count; ++i) sum += x[i] * x[i];
-        partial[chunk] = sum;
-      });
+  ForChunks(threads, leaves, grad,
+            [&](int64_t chunk, int64_t leaf, int64_t start, int64_t count) {
+              partial[chunk] = From(grads[leaf], start,
+                                    [&](const auto* x) { return SumOfSquares(x, count); });
+            });
   double total = 0;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial[chunk];
   return total;
 }
 
+template <typename G>
+void AdamW(const AdamWLeaf& leaf, const G* grad, int64_t start, int64_t count,
+           const AdamWHyper& h) {
+  float *param = leaf.param + start, *m = leaf.m + start, *v = leaf.v + start;
+  const float decay = h.lr * leaf.weight_decay;
+  for (int64_t i = 0; i < count; i += kLanes) {
+    int64_t some = Min<int64_t>(kLanes, count - i);
+    __builtin_prefetch(grad + i + kAhead);
+    __builtin_prefetch(param + i + kAhead);
+    __builtin_prefetch(m + i + kAhead);
+    __builtin_prefetch(v + i + kAhead);
+    Vec p = LoadUpTo(param + i, some), g = LoadUpTo(grad + i, some) * h.scale;
+    Vec first = LoadUpTo(m + i, some), second = LoadUpTo(v + i, some);
+    first = h.beta1 * first + (1 - h.beta1) * g;
+    second = h.beta2 * second + (1 - h.beta2) * g * g;
+    Vec root = Sqrt(second * h.unbias2) + h.eps;
+    p -= h.lr * (first * h.unbias1 / root) + decay * p;
+    StoreUpTo(param + i, p, some);
+    StoreUpTo(m + i, first, some);
+    StoreUpTo(v + i, second, some);
+  }
+}
+
 inline void AdamW(Threads& threads, int64_t leaves, const AdamWLeaf* leaf, const AdamWHyper& h) {
-  ForChunks(
-      threads, leaves, [&](int64_t l) { return leaf[l].size; },
-      [&](int64_t, int64_t l, int64_t start, int64_t count) {
-        const float* grad = leaf[l].grad + start;
-        float *param = leaf[l].param + start, *m = leaf[l].m + start, *v = leaf[l].v + start;
-        const float decay = h.lr * leaf[l].weight_decay;
-        for (int64_t i = 0; i < count; i += kLanes) {
-          int64_t some = Min<int64_t>(kLanes, count - i);
-          __builtin_prefetch(grad + i + kAhead);
-          __builtin_prefetch(param + i + kAhead);
-          __builtin_prefetch(m + i + kAhead);
-          __builtin_prefetch(v + i + kAhead);
-          Vec p = LoadUpTo(param + i, some), g = LoadUpTo(grad + i, some) * h.scale;
-          Vec first = LoadUpTo(m + i, some), second = LoadUpTo(v + i, some);
-          first = h.beta1 * first + (1 - h.beta1) * g;
-          second = h.beta2 * second + (1 - h.beta2) * g * g;
-          Vec root = Sqrt(second * h.unbias2) + h.eps;
-          p -= h.lr * (first * h.unbias1 / root) + decay * p;
-          StoreUpTo(param + i, p, some);
-          StoreUpTo(m + i, first, some);
-          StoreUpTo(v + i, second, some);
-        }
-      });
+  auto grad = [&](int64_t l) { return leaf[l].grad; };
+  ForChunks(threads, leaves, grad, [&](int64_t, int64_t l, int64_t start, int64_t count) {
+    From(leaf[l].grad, start, [&](const auto* x) { AdamW(leaf[l], x, start, count, h); });
+  });
 }
 
 }  // namespace llmc::LLMC_ISA

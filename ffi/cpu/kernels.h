@@ -32,13 +32,13 @@ struct WeightKernels {
   void (*matmul_forward)(Threads&, int64_t N, int64_t C, int64_t OC, const T* inp,
                          const W* weight, const float* bias, T* out);
   void (*matmul_backward)(Threads&, int64_t N, int64_t C, int64_t OC, const T* dout, const T* inp,
-                          const W* weight, T* dinp, float* dweight, float* dbias);
+                          const W* weight, T* dinp, T* dweight, float* dbias);
   void (*mlp_forward)(Threads&, int64_t N, int64_t C, int64_t H, const T* inp, const W* fcw,
                       const float* fcb, const W* fcprojw, const float* fcprojb, T* out, T* fch,
                       T* fch_gelu);
   void (*mlp_backward)(Threads&, int64_t N, int64_t C, int64_t H, const T* fch, const T* dout,
-                       const T* inp, const W* fcw, const W* fcprojw, T* dinp, float* dfcw,
-                       float* dfcb, float* dfcprojw, float* dfcprojb, T* fch_gelu, T* dfch);
+                       const T* inp, const W* fcw, const W* fcprojw, T* dinp, T* dfcw, float* dfcb,
+                       T* dfcprojw, float* dfcprojb, T* fch_gelu, T* dfch);
   void (*logits)(Threads&, int64_t N, int64_t C, int64_t Vp, const T* lnf, const W* wte,
                  float* logits);
   void (*classifier)(Threads&, int64_t N, int64_t C, int64_t V, int64_t Vp, const T* lnf,
@@ -53,8 +53,7 @@ struct Kernels {
   WeightKernels<BF16, BF16> bf16_weights;
   WeightKernels<BF16, float> mixed_weights;  // bfloat16 activations, float weights
   void (*adamw)(Threads&, int64_t leaves, const AdamWLeaf* leaf, const AdamWHyper& hyper);
-  double (*sum_of_squares)(Threads&, int64_t leaves, const float* const* data,
-                           const int64_t* sizes);
+  double (*sum_of_squares)(Threads&, int64_t leaves, const Gradient* grads);
 };
 
 // The table of each instruction set; those of x86-64 exist there only.

@@ -21,18 +21,19 @@ ffi::Error MatmulForward(ffi::ThreadPool pool, Any inp, Any weight, F32 bias, An
 }
 
 ffi::Error MatmulBackward(ffi::ThreadPool pool, Any dout, Any inp, Any weight, F32 /*bias*/,
-                          AnyOut dinp, F32Out dweight, F32Out dbias) {
+                          AnyOut dinp, AnyOut dweight, F32Out dbias) {
   Checker check("llmc_matmul_backward");
   int64_t B = check.Size("inp", inp, 3, 0), T_ = check.Size("inp", inp, 3, 1);
   int64_t C = check.Size("inp", inp, 3, 2), OC = check.Size("weight", weight, 2, 0);
   check.Shape("dout", dout, {B, T_, OC});
   check.Shape("weight", weight, {OC, C});
   check.SameType("dout", dout, inp);
+  check.SameType("dweight", *dweight, inp);
   return RunOn(check, pool, inp.element_type(), weight, [&](Threads& threads, auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
     On<T, W>().matmul_backward(threads, B * T_, C, OC, In<T>(dout), In<T>(inp), In<W>(weight),
-                               Out<T>(dinp), Out(dweight), Out(dbias));
+                               Out<T>(dinp), Out<T>(dweight), Out(dbias));
   });
 }
 
@@ -70,8 +71,8 @@ ffi::Error MlpForward(ffi::ThreadPool pool, Any inp, Any fcw, F32 fcb, Any fcpro
 }
 
 ffi::Error MlpBackward(ffi::ThreadPool pool, Any fch, Any dout, Any inp, Any fcw, F32 fcb,
-                       Any fcprojw, F32 fcprojb, AnyOut dinp, F32Out dfcw, F32Out dfcb,
-                       F32Out dfcprojw, F32Out dfcprojb, AnyOut fch_gelu, AnyOut dfch) {
+                       Any fcprojw, F32 fcprojb, AnyOut dinp, AnyOut dfcw, F32Out dfcb,
+                       AnyOut dfcprojw, F32Out dfcprojb, AnyOut fch_gelu, AnyOut dfch) {
   Checker check("llmc_mlp_backward");
   MlpSizes s(check, inp, fcw, fcb, fcprojw, fcprojb);
   check.Shape("fch", fch, {s.B, s.T, s.H});
@@ -80,13 +81,14 @@ ffi::Error MlpBackward(ffi::ThreadPool pool, Any fch, Any dout, Any inp, Any fcw
   check.Shape("dfch", *dfch, {s.B, s.T, s.H});
   check.SameType("fch", fch, inp);
   check.SameType("dout", dout, inp);
+  check.SameType("dfcw", *dfcw, inp);
+  check.SameType("dfcprojw", *dfcprojw, inp);
   return RunOn(check, pool, inp.element_type(), fcw, [&](Threads& threads, auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
     On<T, W>().mlp_backward(threads, s.B * s.T, s.C, s.H, In<T>(fch), In<T>(dout), In<T>(inp),
-                            In<W>(fcw), In<W>(fcprojw), Out<T>(dinp), Out(dfcw),
-                            Out(dfcb), Out(dfcprojw), Out(dfcprojb),
-                            Out<T>(fch_gelu), Out<T>(dfch));
+                            In<W>(fcw), In<W>(fcprojw), Out<T>(dinp), Out<T>(dfcw), Out(dfcb),
+                            Out<T>(dfcprojw), Out(dfcprojb), Out<T>(fch_gelu), Out<T>(dfch));
   });
 }
 
@@ -108,7 +110,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_matmul_backward, MatmulBackward,
                                   .Arg<Any>()   // weight (OC,C)
                                   .Arg<F32>()   // bias (OC)
                                   .Ret<Any>()   // dinp (B,T,C)
-                                  .Ret<F32>()   // dweight (OC,C)
+                                  .Ret<Any>()   // dweight (OC,C)
                                   .Ret<F32>());  // dbias (OC)
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_mlp_forward, MlpForward,
@@ -134,9 +136,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_mlp_backward, MlpBackward,
                                   .Arg<Any>()   // fcprojw (C,H)
                                   .Arg<F32>()   // fcprojb (C)
                                   .Ret<Any>()   // dinp (B,T,C)
-                                  .Ret<F32>()   // dfcw (H,C)
+                                  .Ret<Any>()   // dfcw (H,C)
                                   .Ret<F32>()   // dfcb (H)
-                                  .Ret<F32>()   // dfcprojw (C,H)
+                                  .Ret<Any>()   // dfcprojw (C,H)
                                   .Ret<F32>()   // dfcprojb (C)
                                   .Ret<Any>()   // fch_gelu (B,T,H), for use in between
                                   .Ret<Any>());  // dfch (B,T,H), for use in between

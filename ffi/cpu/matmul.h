@@ -4,7 +4,7 @@
 // and two of them with a GELU between (Hendrycks & Gimpel 2016, in its tanh form), which is
 // applied to each tile of the first product and differentiated in each tile of the second's
 // backward, where gelu(fch) comes for nothing and so need not have been kept.
-// T is the type of activations, W that of the weights: T, or float, rounded to T as it is packed
+// T is the type of activations and of the weights' gradients, W that of the weights: T, or float, rounded to T as it is packed
 // where the machine makes products in bfloat16, and used as it is where it makes them in float.
 // N rows of inp, C channels in, OC out.
 #pragma once
@@ -80,9 +80,9 @@ void MatmulForward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* 
 }
 
 // dweight (OC,C) = dout (N,OC)^T inp (N,C)
-template <typename T>
+template <typename T, typename G>
 void WeightGradient(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* dout,
-                    const T* inp, float* dweight) {
+                    const T* inp, G* dweight) {
   Gemm<T>(threads, OC, C, N, Columns(dout, OC), Columns(inp, C), [&](const Tile& tile) {
     ForTile(tile, [&](int64_t oc, int64_t c, Vec v, int64_t some) {
       StreamUpTo(dweight + oc * C + c, v, some);
@@ -93,7 +93,7 @@ void WeightGradient(Threads& threads, int64_t N, int64_t C, int64_t OC, const T*
 
 template <typename T, typename W>
 void MatmulBackward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* dout,
-                    const T* inp, const W* weight, T* dinp, float* dweight, float* dbias) {
+                    const T* inp, const W* weight, T* dinp, T* dweight, float* dbias) {
   BiasGradient(threads, N, OC, dout, dbias);
   WeightGradient(threads, N, C, OC, dout, inp, dweight);
   Gemm<T>(threads, N, C, OC, Rows(dout, OC), Columns(weight, C), [&](const Tile& tile) {
@@ -137,8 +137,8 @@ void MlpForward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* inp,
 // fch_gelu and dfch (N,H) are for use in between.
 template <typename T, typename W>
 void MlpBackward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* fch, const T* dout,
-                 const T* inp, const W* fcw, const W* fcprojw, T* dinp, float* dfcw, float* dfcb,
-                 float* dfcprojw, float* dfcprojb, T* fch_gelu, T* dfch) {
+                 const T* inp, const W* fcw, const W* fcprojw, T* dinp, T* dfcw, float* dfcb,
+                 T* dfcprojw, float* dfcprojb, T* fch_gelu, T* dfch) {
   Gemm<T>(
       threads, N, H, C, Rows(dout, C), Columns(fcprojw, H),
       [&](const Tile& tile) {

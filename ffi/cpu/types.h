@@ -33,11 +33,17 @@ void* ThreadScratch(Slot slot, int64_t bytes);
 void* AcquireScratch(int64_t bytes);
 void ReleaseScratch(void* memory);
 
+// The gradient of one tensor: BF16 where `half`, else float.
+struct Gradient {
+  const void* data;
+  int64_t size;
+  bool half;
+};
+
 // One tensor of the update and what all tensors share; unbias1 = 1 / (1 - beta1^step).
 struct AdamWLeaf {
   float *param, *m, *v;
-  const float* grad;
-  int64_t size;
+  Gradient grad;
   float weight_decay;
 };
 struct AdamWHyper {

@@ -162,8 +162,8 @@ void TestMatmul(Driver& driver, int64_t N, int64_t C, int64_t OC) {
 
   Shape shape{{"N", N}, {"C", C}, {"OC", OC}};
   driver.OnEach(Types<T, W>(), "matmul", shape, [&](auto& kernels, const Check& check) {
-    Output<T> out(N * OC), dinp(N * C);
-    Output<float> dweight(OC * C), dbias(OC);
+    Output<T> out(N * OC), dinp(N * C), dweight(OC * C);
+    Output<float> dbias(OC);
     check.Twice([&](Threads& threads, int call) {
       On<T, W>(kernels).matmul_forward(threads, N, C, OC, inp.data(), weight.data(), bias.data(),
                                        out.data(call));
@@ -227,8 +227,8 @@ void TestMlpBackward(Driver& driver, int64_t N, int64_t C, int64_t H) {
 
   Shape shape{{"N", N}, {"C", C}, {"H", H}};
   driver.OnEach(Types<T, W>(), "mlp_backward", shape, [&](auto& kernels, const Check& check) {
-    Output<T> dinp(N * C), fch_gelu(N * H), dfch(N * H);
-    Output<float> dfcw(H * C), dfcb(H), dfcprojw(C * H), dfcprojb(C);
+    Output<T> dinp(N * C), fch_gelu(N * H), dfch(N * H), dfcw(H * C), dfcprojw(C * H);
+    Output<float> dfcb(H), dfcprojb(C);
     check.Twice([&](Threads& threads, int call) {
       On<T, W>(kernels).mlp_backward(threads, N, C, H, fch.data(), dout.data(), inp.data(),
                                      fcw.data(), fcprojw.data(), dinp.data(call), dfcw.data(call),
@@ -422,22 +422,29 @@ void TestClassifier(Driver& driver, int64_t N, int64_t C, int64_t V, int64_t Vp,
   });
 }
 
+template <typename G>
+Gradient GradientOf(const Array<G>& grad, int64_t size) {
+  return {grad.data(), size, std::is_same_v<G, BF16>};
+}
+
 // Tensors of these sizes, some of them decaying.
+template <typename G>
 void TestAdamW(Driver& driver, const std::vector<int64_t>& sizes) {
   Random random;
   const AdamWHyper h{3e-4f, 0.7f, 0.9f, 0.95f, 1e-8f, 1 / (1 - 0.729f), 1 / (1 - 0.857375f)};
   struct Inputs {
-    Array<float> param, m, v, grad;
+    Array<float> param, m, v;
+    Array<G> grad;
   };
   std::vector<Inputs> inputs;
   for (int64_t size : sizes) {
     inputs.push_back({random.Numbers<float>(size), random.Numbers<float>(size, 0.1),
-                      random.Numbers<float>(size, 0.01), random.Numbers<float>(size)});
+                      random.Numbers<float>(size, 0.01), random.Numbers<G>(size)});
     for (int64_t i = 0; i < size; ++i) inputs.back().v[i] = std::fabs(inputs.back().v[i]);
   }
 
   Shape shape{{"tensors", static_cast<int64_t>(sizes.size())}};
-  driver.OnEach("float", "adamw", shape, [&](auto& kernels, const Check& check) {
+  driver.OnEach(Types<G>(), "adamw", shape, [&](auto& kernels, const Check& check) {
     std::vector<Output<float>> param, m, v;
     for (const Inputs& in : inputs) {
       param.emplace_back(in.param);
@@ -449,14 +456,14 @@ void TestAdamW(Driver& driver, const std::vector<int64_t>& sizes) {
       std::vector<AdamWLeaf> leaves;
       for (size_t i = 0; i < sizes.size(); ++i)
         leaves.push_back({param[i].data(call), m[i].data(call), v[i].data(call),
-                          inputs[i].grad.data(), sizes[i], decay(i)});
+                          GradientOf(inputs[i].grad, sizes[i]), decay(i)});
       kernels.adamw(threads, leaves.size(), leaves.data(), h);
     });
     for (size_t leaf = 0; leaf < sizes.size(); ++leaf) {
       const Inputs& in = inputs[leaf];
       std::vector<Want> want_param, want_m, want_v;
       for (int64_t i = 0; i < sizes[leaf]; ++i) {
-        const double grad = static_cast<double>(in.grad[i]) * h.scale;
+        const double grad = Value(in.grad[i]) * h.scale;
         want_m.push_back(MovingAverage(h.beta1, in.m[i], grad, /*operations=*/2));
         want_v.push_back(MovingAverage(h.beta2, in.v[i], grad * grad, /*operations=*/4));
         want_param.push_back(AdamWParam(in.param[i], m[leaf].data()[i], v[leaf].data()[i],
@@ -469,27 +476,28 @@ void TestAdamW(Driver& driver, const std::vector<int64_t>& sizes) {
   });
 }
 
+template <typename G>
 void TestSumOfSquares(Driver& driver, const std::vector<int64_t>& sizes) {
   Random random;
-  std::vector<Array<float>> tensors;
-  std::vector<const float*> data;
+  std::vector<Array<G>> tensors;
+  std::vector<Gradient> grads;
   int64_t n = 0;
   double sum = 0;
   for (int64_t size : sizes) {
     n += size;
-    tensors.push_back(random.Numbers<float>(size));
-    data.push_back(tensors.back().data());
-    for (int64_t i = 0; i < size; ++i) sum += std::pow(tensors.back()[i], 2);
+    tensors.push_back(random.Numbers<G>(size));
+    grads.push_back(GradientOf(tensors.back(), size));
+    for (int64_t i = 0; i < size; ++i) sum += std::pow(Value(tensors.back()[i]), 2);
   }
   // at most 2^15 / 16 floats are added up before it goes on in double, all of one sign
   const int64_t in_float = std::min<int64_t>(n, 2048);
   std::vector<Want> want{{sum, 6 * kU * std::sqrt(in_float + 1.) * sum}};
 
   Shape shape{{"tensors", static_cast<int64_t>(sizes.size())}, {"n", n}};
-  driver.OnEach("float", "sum_of_squares", shape, [&](auto& kernels, const Check& check) {
+  driver.OnEach(Types<G>(), "sum_of_squares", shape, [&](auto& kernels, const Check& check) {
     Output<double> result(1);
     check.Twice([&](Threads& threads, int call) {
-      *result.data(call) = kernels.sum_of_squares(threads, sizes.size(), data.data(), sizes.data());
+      *result.data(call) = kernels.sum_of_squares(threads, grads.size(), grads.data());
     });
     check("result", result, want);
   });
@@ -549,6 +557,13 @@ void TestWeights(Driver& driver) {
   TestClassifier<T, W>(driver, /*N=*/3, /*C=*/48, /*V=*/50257, /*Vp=*/50304);
 }
 
+template <typename G>
+void TestOptimizer(Driver& driver) {
+  TestAdamW<G>(driver, {1, 7, 48, 32768, 70001});
+  TestSumOfSquares<G>(driver, {1, 7, 48, 32768, 70001});
+  for (int64_t size : {1, 7, 48, 100}) TestSumOfSquares<G>(driver, {size});
+}
+
 }  // namespace
 }  // namespace llmc
 
@@ -561,8 +576,7 @@ int main() {
   llmc::TestWeights<float, float>(driver);
   llmc::TestWeights<BF16, BF16>(driver);
   llmc::TestWeights<BF16, float>(driver);
-  llmc::TestAdamW(driver, {1, 7, 48, 32768, 70001});
-  llmc::TestSumOfSquares(driver, {1, 7, 48, 32768, 70001});
-  for (int64_t size : {1, 7, 48, 100}) llmc::TestSumOfSquares(driver, {size});
+  llmc::TestOptimizer<float>(driver);
+  llmc::TestOptimizer<BF16>(driver);
   return driver.Report() ? 0 : 1;
 }

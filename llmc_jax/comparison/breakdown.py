@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 from llmc_jax.config import ModelConfig
+from llmc_jax.models import gpt2
 from llmc_jax.ops import COST, cases
 from llmc_jax.ops.op import Cost
 from llmc_jax.training.profile import INSTRUCTION, start_trace
@@ -31,7 +32,7 @@ def needed(model: ModelConfig, B: int, T: int, dtype: str) -> dict[str, Cost]:
                 before.flop + calls * cost.flop, before.bytes + calls * cost.bytes
             )
     for op in ("adamw", "global_norm"):
-        sums[op] = COST[op](model.num_parameters)
+        sums[op] = COST[op](gpt2.gradient_shapes(model, dtype))
     return dict(sums)
 
 

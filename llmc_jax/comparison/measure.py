@@ -100,7 +100,7 @@ def prepare(task: Task, chosen: ops.Ops, mesh):
     cfg = train_config(task)
     batch = parallel.split(tuple(x[None] for x in task.batch()), mesh, parallel.MICRO_BATCHES)
     state = parallel.replicate(init_state(initialize(task.model, task.seed)), mesh)
-    memory = parallel.replicate(gradient_memory(state.params, task.model, cfg), mesh)
+    memory = parallel.replicate(gradient_memory(task.model, cfg, mesh.size), mesh)
     update = partial(train_step, ops=chosen, model=task.model, cfg=cfg)
     began = time.perf_counter()
     compiled = parallel.map_train_step(update, mesh).lower(state, memory, *batch).compile()

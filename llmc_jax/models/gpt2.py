@@ -71,6 +71,16 @@ def shapes(cfg: ModelConfig) -> Params:
     return Params(f32(cfg.Vp, C), f32(cfg.maxT, C), (block,) * cfg.L, f32(C), f32(C))
 
 
+def gradient_shapes(cfg: ModelConfig, dtype) -> Params:
+    """Shape and dtype of every gradient that `backward` returns, for activations of `dtype`."""
+
+    def gradient(p):
+        return jax.ShapeDtypeStruct(p.shape, dtype) if is_matrix(p) else p
+
+    params = shapes(cfg)
+    return params._replace(block=jax.tree.map(gradient, params.block))
+
+
 def is_matrix(param) -> bool:
     """Whether a parameter enters matrix products and lookups.
 
@@ -256,9 +266,10 @@ def backward(
     cfg: ModelConfig,
     fetch: Callable = at_hand,
 ) -> Params:
-    """Gradient of sum(losses * dlosses) for every parameter, in float32: forward reversed.
+    """Gradient of sum(losses * dlosses) for every parameter: forward reversed.
 
-    Arrays and fetch as in `forward`. Reference: llm.c gpt2_backward_and_reduce.
+    In float32, but those of the layers' matrices in the activations' dtype. Arrays and fetch as in
+    `forward`. Reference: llm.c gpt2_backward_and_reduce.
     """
     dlnf, dwte_head = ops.classifier.backward(
         acts.classifier, dlosses, acts.lnf, params.wte, targets, dlosses, V=cfg.V

@@ -56,8 +56,8 @@ TABLE = {
     "global_norm": global_norm.IMPLEMENTATIONS,
 }
 
-# What a pass has to do at least, for floors: of (forward, backward), and of the optimizer's two by
-# the number of parameters.
+# What a pass has to do at least, for floors: of (forward, backward); of the optimizer's two, given
+# the gradients.
 COST = {
     "encoder": encoder.cost,
     "layernorm": layernorm.cost,

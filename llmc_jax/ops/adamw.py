@@ -1,12 +1,13 @@
 """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101; llm.c adamw.cuh)."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from llmc_jax.ops.op import Cost, accumulation_dtype, run_kernel
+from llmc_jax.ops.op import Cost, accumulation_dtype, run_kernel, size
 
 
 class Hyper(NamedTuple):
@@ -23,10 +24,11 @@ class Hyper(NamedTuple):
 def update(params, grads, m, v, hyper: Hyper, *, weight_decay):
     """param -= lr * (m_hat / (sqrt(v_hat) + eps) + weight_decay * param), on scale * grad.
 
-    params, grads, m, v are trees of one structure with float32 leaves, weight_decay one of Python
-    floats (0.0: no decay); returns (params, m, v). m and v are the moving averages of the
-    gradient and of its square, m_hat and v_hat those without their bias to 0. Where hyper.scale is
-    not finite, params, m and v are returned as they came, whatever grads hold.
+    params, grads, m, v are trees of one structure with float32 leaves, those of grads may be
+    bfloat16; weight_decay is one of Python floats (0.0: no decay); returns (params, m, v). m and v
+    are the moving averages of the gradient and of its square, m_hat and v_hat those without their
+    bias to 0. Where hyper.scale is not finite, params, m and v are returned as they came, whatever
+    grads hold.
 
     params may be bfloat16, for want of memory for a float32 copy: then their new values are
     rounded up or down by chance, with the probabilities that keep the mean what it was.
@@ -95,9 +97,10 @@ def _kernel(target: str):
     return native_update
 
 
-def cost(parameters: int) -> Cost:
-    """param, m and v read and written, grad read, in float32."""
-    return Cost(0, 28 * parameters)
+def cost(grads) -> Cost:
+    """param, m and v read and written in float32, grads read."""
+    leaves = jax.tree.leaves(grads)
+    return Cost(0, 24 * sum(math.prod(g.shape) for g in leaves) + size(*leaves))
 
 
 IMPLEMENTATIONS = {

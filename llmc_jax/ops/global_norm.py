@@ -3,12 +3,20 @@
 import jax
 import jax.numpy as jnp
 
-from llmc_jax.ops.op import Cost, run_kernel
+from llmc_jax.ops.op import Cost, accumulation_dtype, run_kernel, size
 
 
 def global_norm(grads):
-    """sqrt of the sum of squares over all leaves of `grads`, a float32 scalar."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
+    """sqrt of the sum of squares over all leaves of `grads`, a float32 scalar.
+
+    Leaves may be bfloat16; their squares are added up in float32.
+    """
+    return jnp.sqrt(
+        sum(
+            jnp.sum(jnp.square(g.astype(accumulation_dtype(g.dtype))))
+            for g in jax.tree.leaves(grads)
+        )
+    )
 
 
 def native_global_norm(grads):
@@ -25,8 +33,9 @@ def cuda_global_norm(grads):
     return run_kernel("llmc_cuda_global_norm", results, grads)[0]
 
 
-def cost(parameters: int) -> Cost:
-    return Cost(0, 4 * parameters)
+def cost(grads) -> Cost:
+    """grads read."""
+    return Cost(0, size(*jax.tree.leaves(grads)))
 
 
 IMPLEMENTATIONS = {"jnp": global_norm, "ffi": native_global_norm, "cuda": cuda_global_norm}

@@ -32,7 +32,8 @@ def forward(inp, weight, bias):
 def backward(saved, dout, inp, weight, bias):
     """dinp = dout @ weight, dweight = dout.T @ inp, dbias = sum_BT(dout).
 
-    dout (B,T,OC), dinp (B,T,C); dweight (OC,C) and dbias (OC,) in the accumulation dtype.
+    dout (B,T,OC), dinp (B,T,C); dweight (OC,C) in the dtype of dout, dbias (OC,) in the
+    accumulation dtype.
     """
     return input_gradient(dout, weight), weight_gradient(dout, inp), bias_gradient(dout)
 
@@ -43,7 +44,7 @@ def input_gradient(dout, weight):
 
 
 def weight_gradient(dout, inp):
-    return dot(rows(dout), rows(inp), (0, 0))
+    return dot(rows(dout), rows(inp), (0, 0)).astype(dout.dtype)
 
 
 def bias_gradient(dout):
@@ -51,11 +52,11 @@ def bias_gradient(dout):
 
 
 def cost(inp, weight, bias) -> tuple[Cost, Cost]:
-    """One product forward, two of the same size backward; dweight is float32."""
-    N, (OC, C) = math.prod(inp.shape[:-1]), weight.shape
-    out = N * OC * jnp.dtype(inp.dtype).itemsize
+    """One product forward, two of the same size backward."""
+    N, (OC, C), itemsize = math.prod(inp.shape[:-1]), weight.shape, jnp.dtype(inp.dtype).itemsize
+    out, dweight = N * OC * itemsize, OC * C * itemsize
     forward = Cost(2 * N * OC * C, size(inp, weight) + out)
-    return forward, Cost(2 * forward.flop, size(inp, inp, weight) + out + 4 * OC * C)
+    return forward, Cost(2 * forward.flop, size(inp, inp, weight) + out + dweight)
 
 
 JNP = Op(forward, backward)

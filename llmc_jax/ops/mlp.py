@@ -8,6 +8,7 @@ import math
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from llmc_jax.ops import gelu, matmul
@@ -38,7 +39,7 @@ def forward(inp, fcw, fcb, fcprojw, fcprojb):
 def backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
     """Forward reversed: (dinp, dfcw, dfcb, dfcprojw, dfcprojb), shapes as in forward.
 
-    dinp in the activations' dtype, the gradients of parameters in the accumulation dtype.
+    dinp, dfcw, dfcprojw in the activations' dtype, dfcb, dfcprojb in the accumulation dtype.
     """
     fch, fch_gelu = saved
     if fch is None:
@@ -86,10 +87,10 @@ def cuda_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
 
 def cost(inp, fcw, fcb, fcprojw, fcprojb) -> tuple[Cost, Cost]:
     """Two products forward, four backward; nothing of the hidden layer need leave a kernel."""
-    N, weights = math.prod(inp.shape[:-1]), (fcw, fcprojw)
+    N, weights, itemsize = math.prod(inp.shape[:-1]), (fcw, fcprojw), jnp.dtype(inp.dtype).itemsize
     elements = sum(math.prod(w.shape) for w in weights)
     forward = Cost(2 * N * elements, size(inp, inp, *weights))
-    return forward, Cost(2 * forward.flop, size(inp, inp, inp, *weights) + 4 * elements)
+    return forward, Cost(2 * forward.flop, size(inp, inp, inp, *weights) + itemsize * elements)
 
 
 JNP = Op(forward, backward)

@@ -5,8 +5,11 @@
 
 `saved` is a NamedTuple of what forward computed and backward needs, () if nothing. Inputs are
 passed again, not hidden in `saved`, so the model shows which tensor stays alive. Gradients of
-activations have the activation's dtype; gradients of parameters are in the accumulation dtype
-(float32, or float64 for float64 inputs). `out` may be a tuple, and then `dout` is one.
+activations and of the weights of linear layers have the activation's dtype, to which their sums are
+rounded once: as llm.c's, and as autodiff's of weights that were rounded to that dtype. Gradients of
+other parameters are in the accumulation dtype (float32, or float64 for float64 inputs): of vectors,
+which are few numbers, and of the embeddings, to which several passes add. `out` may be a tuple, and
+then `dout` is one.
 Where the backward of encoder and residual_layernorm takes other inputs, its docstring says so.
 """
 

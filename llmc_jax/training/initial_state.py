@@ -90,5 +90,5 @@ def state_like(model: ModelConfig, cfg: TrainConfig, mesh):
     """The state and the memory for gradients as shapes: all that compiling has to know of them."""
     shapes, stage = gpt2.shapes(model), shards.stage_in_force(cfg, mesh.size)
     state = parallel.state_like(jax.eval_shape(init_state, shapes), mesh, stage)
-    gradients = jax.eval_shape(partial(gradient_memory, model=model, cfg=cfg), shapes)
+    gradients = jax.eval_shape(partial(gradient_memory, model, cfg, mesh.size))
     return state, parallel.replicated_like(gradients, mesh)

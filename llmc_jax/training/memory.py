@@ -53,7 +53,7 @@ def step_memory(
     """
     stage, cfg = cfg.zero_stage, dataclasses.replace(cfg, zero_stage=0)
     state = jax.eval_shape(init_state, gpt2.shapes(model))
-    memory = jax.eval_shape(partial(gradient_memory, model=model, cfg=cfg), state.params)
+    memory = jax.eval_shape(partial(gradient_memory, model, cfg, devices))
     several = cfg.total_batch_size > cfg.batch_size * cfg.sequence_length * devices
     # two micro-batches are as many as any number, but for the tokens
     batch = jax.ShapeDtypeStruct((1 + several, cfg.batch_size, cfg.sequence_length), jnp.int32)

@@ -50,7 +50,7 @@ def init_state(params: Params) -> TrainState:
     return TrainState(params, m, v, jnp.int32(0), *windows)
 
 
-def gradient_memory(params: Params, model: ModelConfig, cfg: TrainConfig) -> Params | None:
+def gradient_memory(model: ModelConfig, cfg: TrainConfig, devices: int) -> Params | None:
     """Memory for the gradients that lasts from step to step, or None where it does not pay.
 
     Memory that a step takes and gives back is cleared by the operating system each time it is
@@ -62,9 +62,11 @@ def gradient_memory(params: Params, model: ModelConfig, cfg: TrainConfig) -> Par
         return None
     tokens = cfg.batch_size * cfg.sequence_length
     activations = 12 * model.L * model.C * tokens * jnp.dtype(cfg.dtype).itemsize
-    if activations > sum(p.size * 4 for p in jax.tree.leaves(params)):
+    if activations > 4 * model.num_parameters:
         return None
-    return jax.tree.map(jnp.zeros_like, params)
+    accumulated = cfg.total_batch_size > tokens * devices
+    like = gpt2.gradient_shapes(model, jnp.float32 if accumulated else cfg.dtype)
+    return jax.tree.map(lambda g: jnp.zeros(g.shape, g.dtype), like)
 
 
 def train_step(

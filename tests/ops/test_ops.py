@@ -106,13 +106,14 @@ def test_backward_is_the_vjp_of_forward(op, number):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("op", "number"), ALL)
 def test_gradients_have_the_dtypes_of_the_contract(op, number, dtype):
-    """Activations' gradients in their dtype, parameters' in float32; shapes as the inputs'."""
+    """Those of activations and of linear layers' weights in their dtype, others in float32."""
     case = CASES[op][number]
     inputs, dout = problem(op, number, dtype)
     _, grads = jax.eval_shape(both(op, number, "jnp"), inputs, dout)
     for index, grad in zip(case.gradients(), grads, strict=True):
-        activation = case.inputs[index].kind == "tensor" and len(case.inputs[index].shape) == 3
-        assert grad.dtype == (dtype if activation else accumulation_dtype(jnp.dtype(dtype)))
+        spec = case.inputs[index]
+        rounded = len(spec.shape) == 3 or (len(spec.shape) == 2 and op in ("matmul", "mlp"))
+        assert grad.dtype == (dtype if rounded else accumulation_dtype(jnp.dtype(dtype)))
         assert grad.shape == inputs[index].shape
 
 

@@ -28,7 +28,7 @@ def config(B: int, T: int, A: int = 1, **options) -> TrainConfig:
 
 def by_xla(chosen, model, cfg) -> int:
     state = jax.eval_shape(init_state, gpt2.shapes(model))
-    own = jax.eval_shape(partial(gradient_memory, model=model, cfg=cfg), state.params)
+    own = jax.eval_shape(partial(gradient_memory, model, cfg, 1))
     A = cfg.total_batch_size // (cfg.batch_size * cfg.sequence_length)
     batch = jax.ShapeDtypeStruct((A, cfg.batch_size, cfg.sequence_length), jnp.int32)
     step = parallel.map_train_step(

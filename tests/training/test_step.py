@@ -33,7 +33,7 @@ def make_step(spec="jnp", **options):
     chosen, _ = ops.select(spec, "cpu")
     step = partial(train_step, ops=chosen, model=tiny.MODEL, cfg=cfg)
     state = parallel.replicate(init_state(initialize(tiny.MODEL, 42)), mesh)
-    memory = parallel.replicate(gradient_memory(state.params, tiny.MODEL, cfg), mesh)
+    memory = parallel.replicate(gradient_memory(tiny.MODEL, cfg, mesh.size), mesh)
     return parallel.map_train_step(step, mesh), state, memory, mesh
 
 
