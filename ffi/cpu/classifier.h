@@ -4,12 +4,16 @@
 //   dlnf = dlogits wte, dwte = dlogits^T lnf
 // A row with target < 0 is ignored: loss and gradient 0. The logits are never there as a whole:
 //
-// By rows: those of kClassifierRows rows exist at a time and become their own gradient in place;
-// each such chunk reads wte and adds to dwte.
+// By rows: those of some rows exist at a time and become their own gradient in place; each such
+// chunk reads wte and adds to dwte.
 // By pieces of the vocabulary, where there are more rows and products are fast: a first product
-// leaves only the log-sum-exp of each row, a second one the gradient of kClassifierPiece columns
-// of all rows, from which that piece of dwte comes whole. A third more products, an eighth of the
-// traffic: 1,060 ms become 700 for 4,096 rows of GPT-2 124M in bfloat16 with AMX on two cores.
+// leaves only the log-sum-exp of each row, a second one the gradient of some columns of all rows,
+// from which that piece of dwte comes whole. A third more products, an eighth of the traffic:
+// 1,060 ms become 700 for 4,096 rows of GPT-2 124M in bfloat16 with AMX on two cores.
+// Losses alone come from that first product, and need none of the logits in memory.
+//
+// How many rows or columns is a matter of the workspace that the caller has: XLA's, which is free
+// for other things during the rest of the step.
 #pragma once
 
 #include "cpu/matmul.h"
@@ -28,10 +32,16 @@ void Logits(Threads& threads, int64_t N, int64_t C, int64_t Vp, const T* lnf, co
   });
 }
 
-// Rows whose logits exist at once: more of them mean fewer passes over dwte, and more memory.
+// By pieces from so many rows on: fewer are one chunk (llmc_jax/ops/classifier.py, WHOLE).
 constexpr int64_t kClassifierRows = 512;
 // Columns that are packed, or whose gradient exists, at once.
 constexpr int64_t kClassifierPiece = 4096;
+
+// Memory for a part of the logits.
+struct Workspace {
+  float* data;
+  int64_t size;
+};
 
 // The largest of x[0 .. n) and the sum of e^(x - largest).
 inline void RowSoftmax(const float* x, int64_t n, float* largest, float* total) {
@@ -54,26 +64,24 @@ inline void RowSoftmax(const float* x, int64_t n, float* largest, float* total) 
   *total = static_cast<float>(sum);
 }
 
-// One row's loss, and, over its logits, their gradient as T (where dloss is not null).
+// One row's loss, and, over its logits, their gradient as T.
 template <typename T>
-float ClassifierRow(float* logits, int32_t target, const float* dloss, int64_t V, int64_t Vp) {
+float ClassifierRow(float* logits, int32_t target, float dloss, int64_t V, int64_t Vp) {
   T* dlogits = reinterpret_cast<T*>(logits);
   if (target < 0) {
-    if (dloss) __builtin_memset(dlogits, 0, Vp * sizeof(T));
+    __builtin_memset(dlogits, 0, Vp * sizeof(T));
     return 0;
   }
   float max, total, target_logit = logits[target];
   RowSoftmax(logits, V, &max, &total);
-  if (dloss) {
-    float factor = *dloss / total, target_gradient = Exp(Broadcast(target_logit - max))[0] * factor;
-    for (int64_t i = 0; i < V; i += kLanes) {  // reading before writing, in ascending order
-      int64_t some = Min<int64_t>(kLanes, V - i);
-      Vec gradient = Exp(LoadUpTo(logits + i, some) - max) * factor;
-      StoreUpTo(dlogits + i, gradient, some);
-    }
-    FromFloat(target_gradient - *dloss, &dlogits[target]);
-    for (int64_t i = V; i < Vp; ++i) FromFloat(0, &dlogits[i]);
+  float factor = dloss / total, target_gradient = Exp(Broadcast(target_logit - max))[0] * factor;
+  for (int64_t i = 0; i < V; i += kLanes) {  // reading before writing, in ascending order
+    int64_t some = Min<int64_t>(kLanes, V - i);
+    Vec gradient = Exp(LoadUpTo(logits + i, some) - max) * factor;
+    StoreUpTo(dlogits + i, gradient, some);
   }
+  FromFloat(target_gradient - dloss, &dlogits[target]);
+  for (int64_t i = V; i < Vp; ++i) FromFloat(0, &dlogits[i]);
   return __builtin_logf(total) + max - target_logit;
 }
 
@@ -81,15 +89,14 @@ float ClassifierRow(float* logits, int32_t target, const float* dloss, int64_t V
 template <typename T, typename W>
 void ClassifierByRows(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t Vp,
                       const T* lnf, const W* wte, const int32_t* targets, const float* dlosses,
-                      float* losses, T* dlnf, float* dwte) {
-  SharedScratch<float> logits_scratch(Min(N, kClassifierRows) * Vp);
-  SharedScratch<float> sum_scratch(Min(N, kClassifierRows) * C);
-  float *logits = logits_scratch.data(), *sum = sum_scratch.data();
+                      float* losses, T* dlnf, float* dwte, const Workspace& workspace) {
+  const int64_t at_once = Min(N, workspace.size / (Vp + C));
+  float *logits = workspace.data, *sum = logits + at_once * Vp;
   auto* dlogits = reinterpret_cast<const T*>(logits);
   constexpr int64_t kRatio = sizeof(float) / sizeof(T);  // a row of dlogits has the logits' place
 
-  for (int64_t n0 = 0; n0 < N; n0 += kClassifierRows) {
-    const int64_t rows = Min(kClassifierRows, N - n0);
+  for (int64_t n0 = 0; n0 < N; n0 += at_once) {
+    const int64_t rows = Min(at_once, N - n0);
     const T* inp = lnf + n0 * C;
     Gemm<T>(threads, rows, Vp, C, Rows(inp, C), Rows(wte, C), [&](const Tile& tile) {
       ForTile(tile, [&](int64_t n, int64_t v, Vec z, int64_t some) {
@@ -97,10 +104,9 @@ void ClassifierByRows(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t
       });
     });
     ParallelFor(threads, rows, [&](int64_t n) {
-      losses[n0 + n] = ClassifierRow<T>(logits + n * Vp, targets[n0 + n],
-                                        dlosses ? dlosses + n0 + n : nullptr, V, Vp);
+      losses[n0 + n] =
+          ClassifierRow<T>(logits + n * Vp, targets[n0 + n], dlosses[n0 + n], V, Vp);
     });
-    if (!dlosses) continue;
 
     // dlnf: a piece of the vocabulary at a time, so that little is packed at once
     for (int64_t v0 = 0; v0 < Vp; v0 += kClassifierPiece) {
@@ -139,66 +145,91 @@ void ClassifierByRows(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t
   }
 }
 
-// What is known of the log-sum-exp of each row after some of its logits, a lane at a time.
-class RunningSoftmax {
- public:
-  explicit RunningSoftmax(int64_t N) : largest_(N * kLanes), total_(N * kLanes) {
-    for (int64_t i = 0; i < N * kLanes; ++i) largest_.data()[i] = -1e30f, total_.data()[i] = 0;
-  }
-
-  // Takes in the logits z of row n, of which the first `some` exist.
-  void Add(int64_t n, Vec z, int64_t some) {
-    for (int64_t lane = some; lane < kLanes; ++lane) z[lane] = -1e30f;
-    float *largest = largest_.data() + n * kLanes, *total = total_.data() + n * kLanes;
-    Vec before = Load(largest), after = MaxOf(before, z), sum = Load(total);
-    Store(largest, after);
-    Store(total, sum * Exp(before - after) + Exp(z - after));
-  }
-
-  float LogSumExp(int64_t n) const {
-    Vec largest = Load(largest_.data() + n * kLanes), total = Load(total_.data() + n * kLanes);
-    float max = Largest(largest);
-    return max + __builtin_logf(Sum(total * Exp(largest - max)));
-  }
-
- private:
-  SharedScratch<float> largest_, total_;
+// What the logits of a row within one tile come to: their largest, and sum of e^(z - largest).
+struct RowPart {
+  float largest, total;
 };
+
+inline RowPart PartOf(const float* logits, int64_t count) {
+  Vec max = Broadcast(-1e30f), sum{};
+  ForRow(
+      count, [&](int64_t i) { max = MaxOf(max, Load(logits + i)); },
+      [&](int64_t i, int64_t some) {
+        for (int64_t j = i; j < i + some; ++j) max[j - i] = Max(max[j - i], logits[j]);
+      });
+  const float largest = Largest(max);
+  ForRow(
+      count, [&](int64_t i) { sum += Exp(Load(logits + i) - largest); },
+      [&](int64_t i, int64_t some) {
+        Vec e = Exp(LoadSome(logits + i, some) - largest);
+        for (int64_t lane = 0; lane < some; ++lane) sum[lane] += e[lane];
+      });
+  return {largest, Sum(sum)};
+}
+
+// The log-sum-exp of a row of which `before` is known, from more parts of it.
+inline float LogSumExp(float before, const RowPart* parts, int64_t count) {
+  float largest = before;
+  for (int64_t i = 0; i < count; ++i) largest = Max(largest, parts[i].largest);
+  double total = Exp(Broadcast(before - largest))[0];
+  for (int64_t i = 0; i < count; ++i)
+    total += parts[i].total * Exp(Broadcast(parts[i].largest - largest))[0];
+  return largest + __builtin_logf(static_cast<float>(total));
+}
+
+// losses (N), and the log-sum-exp of each row, without any logits in memory.
+template <typename T, typename W>
+void ClassifierLosses(Threads& threads, int64_t N, int64_t C, int64_t V, const T* lnf,
+                      const W* wte, const int32_t* targets, float* losses, float* lse) {
+  constexpr int64_t kColumns = PanelsOf<T>::Type::kNR;  // of a tile
+  const int64_t at_once = N > kClassifierRows ? kClassifierPiece : V;
+  const int64_t tiles = CeilDiv(Min(at_once, V), kColumns);
+  SharedScratch<float> target_scratch(N);
+  SharedScratch<RowPart> part_scratch(N * tiles);
+  float* target_logit = target_scratch.data();
+  RowPart* parts = part_scratch.data();
+  for (int64_t n = 0; n < N; ++n) lse[n] = -1e30f;
+  for (int64_t v0 = 0; v0 < V; v0 += at_once) {
+    const int64_t piece = Min(at_once, V - v0);
+    Gemm<T>(threads, N, piece, C, Rows(lnf, C), Rows(wte + v0 * C, C), [&](const Tile& tile) {
+      for (int64_t r = 0; r < tile.rows; ++r) {
+        const int64_t n = tile.row + r, target = targets[n] - v0 - tile.column;
+        const float* logits = tile.data + r * tile.ld;
+        parts[n * tiles + tile.column / kColumns] = PartOf(logits, tile.columns);
+        if (0 <= target && target < tile.columns) target_logit[n] = logits[target];
+      }
+    });
+    ParallelFor(threads, N, [&](int64_t n) {
+      lse[n] = LogSumExp(lse[n], parts + n * tiles, CeilDiv(piece, kColumns));
+    });
+  }
+  for (int64_t n = 0; n < N; ++n) losses[n] = targets[n] < 0 ? 0 : lse[n] - target_logit[n];
+}
+
+// Columns of dlogits that a workspace has room for behind a row of dlnf for each of N rows.
+template <typename T>
+int64_t PieceThatFits(int64_t N, int64_t C, const Workspace& workspace) {
+  const int64_t elements = (workspace.size - N * C) * int64_t{sizeof(float) / sizeof(T)};
+  const int64_t columns = Min(kClassifierPiece, Max<int64_t>(elements, 0) / N);
+  return columns / kLanes * kLanes;
+}
 
 // As Classifier does it by pieces of the vocabulary.
 template <typename T, typename W>
 void ClassifierByPieces(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t Vp,
                         const T* lnf, const W* wte, const int32_t* targets, const float* dlosses,
-                        float* losses, T* dlnf, float* dwte) {
+                        float* losses, T* dlnf, float* dwte, const Workspace& workspace) {
   using P = typename PanelsOf<T>::Type;
-  SharedScratch<float> lse_scratch(N), target_scratch(N);
-  float *lse = lse_scratch.data(), *target_logit = target_scratch.data();
-  RunningSoftmax softmax(N);
-  for (int64_t v0 = 0; v0 < V; v0 += kClassifierPiece) {
-    const int64_t piece = Min(kClassifierPiece, V - v0);
-    Gemm<T, true>(
-        threads, N, piece, C, Rows(lnf, C), Rows(wte + v0 * C, C),
-        [&](const Tile& tile) {
-          ForTile(tile, [&](int64_t n, int64_t v, Vec z, int64_t some) {
-            softmax.Add(n, z, some);
-            int64_t lane = targets[n] - v0 - v;
-            if (0 <= lane && lane < some) target_logit[n] = z[lane];
-          });
-        });
-  }
-  for (int64_t n = 0; n < N; ++n) {
-    lse[n] = softmax.LogSumExp(n);
-    losses[n] = targets[n] < 0 ? 0 : lse[n] - target_logit[n];
-  }
-  if (!dlosses) return;
+  SharedScratch<float> lse_scratch(N);
+  float* lse = lse_scratch.data();
+  ClassifierLosses(threads, N, C, V, lnf, wte, targets, losses, lse);
 
-  SharedScratch<T> dlogits_scratch(N * kClassifierPiece);
-  SharedScratch<float> sum_scratch(N * C);
-  T* dlogits = dlogits_scratch.data();
-  float* sum = sum_scratch.data();
+  float* sum = workspace.data;
+  T* dlogits = reinterpret_cast<T*>(sum + N * C);
+  const int64_t at_once = PieceThatFits<T>(N, C, workspace);
   __builtin_memset(sum, 0, N * C * sizeof(float));
-  for (int64_t v0 = 0; v0 < Vp; v0 += kClassifierPiece) {
-    const int64_t piece = Min(kClassifierPiece, Vp - v0);
+  for (int64_t v0 = 0; v0 < Vp; v0 += at_once) {
+    const int64_t piece = Min(at_once, Vp - v0);
     Gemm<T>(
         threads, N, piece, C, Rows(lnf, C), Rows(wte + v0 * C, C),
         [&](const Tile& tile) {
@@ -228,14 +259,20 @@ void ClassifierByPieces(Threads& threads, int64_t N, int64_t C, int64_t V, int64
   }
 }
 
-// Losses alone where dlosses is null.
+// Losses, and with dlosses the gradients; losses alone (and no workspace) where it is null.
 template <typename T, typename W>
 void Classifier(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t Vp, const T* lnf,
                 const W* wte, const int32_t* targets, const float* dlosses, float* losses, T* dlnf,
-                float* dwte) {
-  const bool by_pieces = PanelsOf<T>::Type::kTiles && N > kClassifierRows;
+                float* dwte, float* workspace_data, int64_t workspace_size) {
+  if (!dlosses) {
+    SharedScratch<float> lse(N);
+    return ClassifierLosses(threads, N, C, V, lnf, wte, targets, losses, lse.data());
+  }
+  const Workspace workspace{workspace_data, workspace_size};
+  const bool by_pieces = PanelsOf<T>::Type::kTiles && N > kClassifierRows &&
+                         PieceThatFits<T>(N, C, workspace) > 0;
   auto classifier = by_pieces ? ClassifierByPieces<T, W> : ClassifierByRows<T, W>;
-  classifier(threads, N, C, V, Vp, lnf, wte, targets, dlosses, losses, dlnf, dwte);
+  classifier(threads, N, C, V, Vp, lnf, wte, targets, dlosses, losses, dlnf, dwte, workspace);
 }
 
 }  // namespace llmc::LLMC_ISA

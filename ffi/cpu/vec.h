@@ -49,11 +49,17 @@ inline Vec MaxOf(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec MinOf(Vec a, Vec b) { return a < b ? a : b; }
 
 inline float Sum(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#endif
   float sum = 0;
   for (int i = 0; i < kLanes; ++i) sum += v[i];
   return sum;
 }
 inline float Largest(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#endif
   float max = v[0];
   for (int i = 1; i < kLanes; ++i) max = Max(max, v[i]);
   return max;

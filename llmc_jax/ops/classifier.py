@@ -72,15 +72,34 @@ class Gradients(NamedTuple):
     dwte: Array  # (Vp, C)
 
 
+WHOLE = 512  # rows whose logits may exist at once: kClassifierRows of ffi/cpu/classifier.h
+PART = 256  # of more rows, so many
+PIECE = 4096  # or so many columns of all rows: kClassifierPiece
+
+
+def _workspace(lnf, wte):
+    """Room for a part of the logits, by rows or by pieces of the vocabulary, and for dlnf."""
+    N, (Vp, C) = math.prod(lnf.shape[:-1]), wte.shape
+    if N <= WHOLE:
+        return jax.ShapeDtypeStruct((N * (Vp + C),), jnp.float32)
+    piece = min(PIECE, Vp) * jnp.dtype(lnf.dtype).itemsize // 4
+    return jax.ShapeDtypeStruct((max(PART * (Vp + C), N * (piece + C)),), jnp.float32)
+
+
 def native_forward(lnf, wte, targets, dlosses, *, V):
-    """`forward` as a kernel that makes the gradients while it has the logits of some rows."""
+    """`forward` as a kernel that makes the gradients while it has the logits of some rows.
+
+    Its workspace is a result that nobody reads: so XLA lays it where other things are at other
+    times, and plans with it.
+    """
     losses = jax.ShapeDtypeStruct(targets.shape, jnp.float32)
     if dlosses is None:
         return run_kernel("llmc_classifier_losses", losses, lnf, wte, targets, V=V), None
     inputs = (lnf, wte, targets, dlosses)
     losses, saved = jax.eval_shape(partial(forward, V=V), *inputs)
     gradients = jax.eval_shape(partial(backward, V=V), saved, losses, *inputs)
-    return run_kernel("llmc_classifier_forward", (losses, Gradients(*gradients)), *inputs, V=V)
+    results = (losses, Gradients(*gradients), _workspace(lnf, wte))
+    return run_kernel("llmc_classifier_forward", results, *inputs, V=V)[:2]
 
 
 def rounded_logits(lnf, wte):
