@@ -134,7 +134,7 @@ void MlpForward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* inp,
   MatmulForward(threads, N, H, C, fch_gelu, fcprojw, fcprojb, out);
 }
 
-// fch_gelu and dfch (N,H) are for use in between.
+// fch_gelu and dfch (N,H) are for use in between; dfch may be fch.
 template <typename T, typename W>
 void MlpBackward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* fch, const T* dout,
                  const T* inp, const W* fcw, const W* fcprojw, T* dinp, T* dfcw, float* dfcb,

@@ -62,14 +62,15 @@ def native_forward(inp, fcw, fcb, fcprojw, fcprojb):
 
 
 def native_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
-    """`backward` as a kernel, with room for fch_gelu and dfch as further results."""
+    """`backward` as a kernel, with room for fch_gelu and, in the place of fch, dfch."""
     fch = saved.fch
     if fch is None:
         fch, _ = matmul.IMPLEMENTATIONS["ffi"].forward(inp, fcw, after(fcb, dout))
     inputs = (inp, fcw, fcb, fcprojw, fcprojb)
     gradients = jax.eval_shape(backward, Saved(fch, None), dout, *inputs)
     results = (gradients, jax.eval_shape(lambda x: (x, x), fch))
-    return run_kernel("llmc_mlp_backward", results, fch, dout, *inputs)[0]
+    dfch = len(jax.tree.leaves(results)) - 1
+    return run_kernel("llmc_mlp_backward", results, fch, dout, *inputs, aliases={0: dfch})[0]
 
 
 def cuda_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
