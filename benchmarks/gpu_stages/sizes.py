@@ -70,7 +70,6 @@ def work(name: str) -> Work:
     B, T, model, *_ = sizes()
     N, C, Vp = B * T, model.C, model.Vp
     X = 2 * N * C
-    parameters = model.num_parameters
     op, _, direction = name.rpartition(" ")
     if op in op_cases() and direction in ("forward", "backward"):
         kind, case, _ = op_cases()[op]
