@@ -25,6 +25,12 @@ class Trees {
                          std::to_string(size) + " in another, expected the same in all");
     return buffer->untyped_data();
   }
+  // The gradient of leaf i, in float32 or bfloat16.
+  cuda::Gradient Grad(size_t i, int64_t size) {
+    auto buffer = args_.get<Any>(n_ + i);
+    bool half = buffer.has_value() && buffer->element_type() == ffi::BF16;
+    return {Leaf(1, i, half ? ffi::BF16 : ffi::F32, size), size, half};
+  }
   // The memory of leaf i of the k-th result, which XLA put in the place of `argument`.
   void* InPlace(size_t k, size_t i, const void* argument) {
     auto result = rets_.get<Any>(k * n_ + i);
@@ -69,12 +75,12 @@ ffi::Error AdamW(StreamArgument stream, F32 lr, F32 scale, S32 step, ffi::Remain
     check.FloatType("params", *first);
     type = TypeOf(*first);
     cuda::AdamWLeaf& leaf = leaves[i];
-    leaf.size = param->element_count();
+    const int64_t size = param->element_count();
     leaf.weight_decay = weight_decay[i];
-    leaf.grad = static_cast<const float*>(trees.Leaf(1, i, ffi::F32, leaf.size));
-    leaf.param = trees.InPlace(0, i, trees.Leaf(0, i, first->element_type(), leaf.size));
-    leaf.m = static_cast<float*>(trees.InPlace(1, i, trees.Leaf(2, i, ffi::F32, leaf.size)));
-    leaf.v = static_cast<float*>(trees.InPlace(2, i, trees.Leaf(3, i, ffi::F32, leaf.size)));
+    leaf.grad = trees.Grad(i, size);
+    leaf.param = trees.InPlace(0, i, trees.Leaf(0, i, first->element_type(), size));
+    leaf.m = static_cast<float*>(trees.InPlace(1, i, trees.Leaf(2, i, ffi::F32, size)));
+    leaf.v = static_cast<float*>(trees.InPlace(2, i, trees.Leaf(3, i, ffi::F32, size)));
   }
   return Run(check, [&] {
     cuda::AdamWHyper hyper = {lr.typed_data(), scale.typed_data(), step.typed_data(), beta1,
@@ -90,7 +96,7 @@ LLMC_CUDA_HANDLER(llmc_cuda_adamw, AdamW,
                       .Arg<F32>()       // lr ()
                       .Arg<F32>()       // scale ()
                       .Arg<S32>()       // step ()
-                      .RemainingArgs()  // params, grads, m, v: n arrays each
+                      .RemainingArgs()  // params, grads (float32 or bfloat16), m, v
                       .RemainingRets()  // params, m, v: in place of the arguments
                       .Attr<ffi::Span<const float>>("weight_decay")
                       .Attr<float>("beta1")

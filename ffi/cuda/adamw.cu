@@ -21,7 +21,7 @@ namespace {
 constexpr int kThreads = 256;
 // Blocks that an SM holds, and all that an H100 does.
 template <typename P>
-constexpr int kBlocksOfSm = sizeof(P) == 2 ? 3 : 6;
+constexpr int kBlocksOfSm = sizeof(P) == 2 ? 3 : 5;
 template <typename P>
 constexpr int kBlocks = 132 * kBlocksOfSm<P>;
 constexpr int kLeavesPerLaunch = 64;  // all that CUDA's 4 KiB of kernel arguments must hold
@@ -80,7 +80,10 @@ __device__ inline void UpdateAt(const Factors& factors, const AdamWLeaf& leaf, u
   P* params = static_cast<P*>(leaf.param);
   float grad[kSize], m[kSize], v[kSize];
   auto param = Vector::LoadStreaming(params + i);
-  LoadFloats(grad, leaf.grad + i);
+  if (leaf.grad.half)
+    LoadFloats(grad, static_cast<const bf16*>(leaf.grad.data) + i);
+  else
+    LoadFloats(grad, static_cast<const float*>(leaf.grad.data) + i);
   LoadFloats(m, leaf.m + i);
   LoadFloats(v, leaf.v + i);
 #pragma unroll
@@ -108,13 +111,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSm<P>)
   for (int l = 0; l < leaves.count; ++l) {
     const AdamWLeaf& leaf = leaves.leaf[l];
     unsigned seed = Scramble(step + leaves.first + l);
-    int64_t chunks = (leaf.size + kChunk<P> - 1) / kChunk<P>;
+    const int64_t size = leaf.grad.size, chunks = (size + kChunk<P> - 1) / kChunk<P>;
     for (; chunk < chunks; chunk += gridDim.x) {
       int64_t i = chunk * kChunk<P> + threadIdx.x * kSize, end = i + kSize;
-      if (leaf.aligned && end <= leaf.size) {
+      if (leaf.aligned && end <= size) {
         UpdateAt<Vec<P>, P>(factors, leaf, seed, i);
       } else {
-        for (; i < end && i < leaf.size; ++i) UpdateAt<One<P>, P>(factors, leaf, seed, i);
+        for (; i < end && i < size; ++i) UpdateAt<One<P>, P>(factors, leaf, seed, i);
       }
     }
     chunk -= chunks;
@@ -130,9 +133,9 @@ Status Run(Stream stream, int count, const AdamWLeaf* leaves, const AdamWHyper& 
     int64_t chunks = 0;
     for (int l = 0; l < part.count; ++l) {
       AdamWLeaf& leaf = part.leaf[l] = leaves[begin + l];
-      leaf.aligned = Aligned16(leaf.param) && Aligned16(leaf.grad) && Aligned16(leaf.m) &&
+      leaf.aligned = Aligned16(leaf.param) && Aligned16(leaf.grad.data) && Aligned16(leaf.m) &&
                      Aligned16(leaf.v);
-      chunks += CeilDiv(leaf.size, kChunk<P>);
+      chunks += CeilDiv(leaf.grad.size, kChunk<P>);
     }
     if (chunks == 0) continue;
     unsigned blocks = static_cast<unsigned>(std::min<int64_t>(chunks, kBlocks<P>));

@@ -55,6 +55,15 @@ __device__ inline void LoadFloats(float (&x)[kSize], const float* from) {
     for (int i = 0; i < Part::kSize; ++i) x[k + i] = part.at[i];
   }
 }
+// The same from bfloat16, which are aligned to kSize of them.
+template <int kSize>
+__device__ inline void LoadFloats(float (&x)[kSize], const bf16* from) {
+  struct alignas(2 * kSize) Halves {
+    uint16_t at[kSize];
+  } halves = *reinterpret_cast<const Halves*>(from);
+#pragma unroll
+  for (int k = 0; k < kSize; ++k) x[k] = __uint_as_float(unsigned{halves.at[k]} << 16);
+}
 template <int kSize>
 __device__ inline void StoreFloats(const float (&x)[kSize], float* to) {
   using Part = std::conditional_t<kSize % 4 == 0, Vec<float>, One<float>>;

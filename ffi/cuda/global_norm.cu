@@ -3,7 +3,7 @@
 // Each block adds the squares of its share of an array to a number of its own, and a last block
 // adds those: no atomics, so the same bits every time. Sums are float32, a thread's share of them
 // small.
-#include "cuda/gpu.cuh"
+#include "cuda/elements.cuh"
 
 namespace llmc::cuda {
 namespace {
@@ -13,29 +13,39 @@ constexpr int kArraysPerLaunch = 32;  // all that CUDA's 4 KiB of kernel argumen
 
 struct Arrays {
   int count;
-  const float* data[kArraysPerLaunch];
-  int64_t size[kArraysPerLaunch];
+  Gradient at[kArraysPerLaunch];
 };
 
 struct Shared {
   float room[kWarpSize];
 };
 
+// Adds to sum the squares of this thread's share of an array of T.
+template <typename T>
+__device__ inline void AddSquares(const Gradient& array, float& sum) {
+  constexpr int kVec = Vec<T>::kSize;
+  auto* data = static_cast<const T*>(array.data);
+  int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  int64_t stride = int64_t{gridDim.x} * kThreads, vecs = array.size / kVec;
+  for (int64_t i = first; i < vecs; i += stride) {
+    float x[kVec];
+    ToFloats(x, Vec<T>::Load(data + i * kVec));
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) sum += x[k] * x[k];
+  }
+  int64_t tail = vecs * kVec + first;
+  if (tail < array.size) sum += ToFloat(data[tail]) * ToFloat(data[tail]);
+}
+
 // partials[blockIdx.x] (+)= sum over this block's shares of the arrays.
 __global__ void __launch_bounds__(kThreads) SumOfSquares(Arrays arrays, float* partials, bool add) {
-  constexpr int kVec = Vec<float>::kSize;
-  int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  int64_t stride = int64_t{gridDim.x} * kThreads;
   float sum = 0;
   for (int a = 0; a < arrays.count; ++a) {
-    const float* data = arrays.data[a];
-    int64_t vecs = arrays.size[a] / kVec;
-    for (int64_t i = first; i < vecs; i += stride) {
-      auto x = Vec<float>::Load(data + i * kVec);
-      for (int k = 0; k < kVec; ++k) sum += x.at[k] * x.at[k];
-    }
-    int64_t tail = vecs * kVec + first;
-    if (tail < arrays.size[a]) sum += data[tail] * data[tail];
+    const Gradient& array = arrays.at[a];
+    if (array.half)
+      AddSquares<bf16>(array, sum);
+    else
+      AddSquares<float>(array, sum);
   }
   sum = BlockSum(sum, SharedMemory<Shared>().room);
   if (threadIdx.x == 0) partials[blockIdx.x] = add ? partials[blockIdx.x] + sum : sum;
@@ -48,15 +58,12 @@ __global__ void __launch_bounds__(kNormPartials) RootOfSum(const float* partials
 
 }  // namespace
 
-Status GlobalNorm(Stream stream, int count, const float* const* arrays, const int64_t* sizes,
-                  float* partials, float* norm) {
+Status GlobalNorm(Stream stream, int count, const Gradient* grads, float* partials, float* norm) {
   int begin = 0;
   do {
     Arrays part = {};
-    for (; part.count < kArraysPerLaunch && begin + part.count < count; ++part.count) {
-      part.data[part.count] = arrays[begin + part.count];
-      part.size[part.count] = sizes[begin + part.count];
-    }
+    for (; part.count < kArraysPerLaunch && begin + part.count < count; ++part.count)
+      part.at[part.count] = grads[begin + part.count];
     Status status = Launch(SumOfSquares, kNormPartials, kThreads, sizeof(Shared), stream, part,
                            partials, /*add=*/begin > 0);
     if (!status.ok()) return status;

@@ -25,9 +25,15 @@ enum class Type { kF32, kBF16, kF16 };
 // Rooms for partial sums that global_norm needs.
 constexpr int kNormPartials = 512;
 
-// norm[0] = sqrt(sum of the squares of all arrays); partials: room for kNormPartials numbers.
-Status GlobalNorm(Stream stream, int count, const float* const* arrays, const int64_t* sizes,
-                  float* partials, float* norm);
+// The gradient of one tensor: bfloat16 where `half`, else float32.
+struct Gradient {
+  const void* data;
+  int64_t size;
+  bool half;
+};
+
+// norm[0] = sqrt(sum of the squares of all gradients); partials: room for kNormPartials numbers.
+Status GlobalNorm(Stream stream, int count, const Gradient* grads, float* partials, float* norm);
 
 // ---- classifier.cu
 
@@ -75,9 +81,8 @@ Status GeluBackward(Stream stream, Type type, int N, int C, const void* dout, co
 
 struct AdamWLeaf {
   void* param;
-  const float* grad;
   float *m, *v;
-  int64_t size;
+  Gradient grad;
   float weight_decay;
   bool aligned = false;  // for the launcher
 };

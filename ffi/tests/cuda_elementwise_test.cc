@@ -7,23 +7,36 @@
 namespace llmc::cuda::test {
 namespace {
 
+// The same numbers in both types that a gradient may have.
+struct GradientBuffer {
+  Buffer<float> values;
+  Buffer<bf16> halves;
+
+  GradientBuffer(int64_t size, std::mt19937& random) : values(size, random), halves(size) {
+    for (int64_t i = 0; i < size; ++i)
+      values[i] = ToFloat(halves[i] = FromFloat<bf16>(values[i]));
+  }
+  Gradient As(bool half) {
+    if (half) return {halves.data(), halves.size(), true};
+    return {values.data(), values.size(), false};
+  }
+};
+
 void TestGlobalNorm() {
   std::mt19937 random(0);
-  std::vector<Buffer<float>> buffers;
-  for (int64_t size : {1, 3, 35, 1000, 20167}) buffers.emplace_back(size, random);
+  std::vector<GradientBuffer> buffers;
+  for (int64_t size : {1, 3, 35, 1000, 20167, 1001, 2}) buffers.emplace_back(size, random);
   while (buffers.size() < 70) buffers.emplace_back(9, random);
-  std::vector<const float*> arrays;
-  std::vector<int64_t> sizes;
+  std::vector<Gradient> grads;
   double sum = 0;
-  for (const auto& buffer : buffers) {
-    arrays.push_back(buffer.data());
-    sizes.push_back(buffer.size());
-    for (int64_t i = 0; i < buffer.size(); ++i) sum += buffer.Value(i) * buffer.Value(i);
+  for (auto& buffer : buffers) {
+    grads.push_back(buffer.As(/*half=*/grads.size() % 2));
+    for (int64_t i = 0; i < buffer.values.size(); ++i) sum += std::pow(buffer.values.Value(i), 2);
   }
   InEverySchedule("global_norm", [&] {
     Buffer<float> partials(kNormPartials), norm(1);
-    Expect("global_norm", GlobalNorm(nullptr, static_cast<int>(arrays.size()), arrays.data(),
-                                     sizes.data(), partials.data(), norm.data()));
+    Expect("global_norm", GlobalNorm(nullptr, static_cast<int>(grads.size()), grads.data(),
+                                     partials.data(), norm.data()));
     Expect("global_norm", norm, {std::sqrt(sum)}, 1e-5 * std::sqrt(sum));
   });
 }
@@ -201,7 +214,9 @@ void TestGelu(std::mt19937& random) {
 
 // A tensor with its gradient and moments, and what they should become.
 struct AdamWTensors {
-  Buffer<float> param, grad, m, v;
+  Buffer<float> param;
+  GradientBuffer grad;
+  Buffer<float> m, v;
   std::vector<double> new_param, new_m, new_v;
 
   AdamWTensors(int64_t size, std::mt19937& random)
@@ -210,7 +225,7 @@ struct AdamWTensors {
   }
   void Update(double lr, double scale, int step, double decay) {
     for (int64_t i = 0; i < param.size(); ++i) {
-      double g = scale * grad[i];
+      double g = scale * grad.values[i];
       new_m.push_back(0.9 * m[i] + 0.1 * g);
       new_v.push_back(0.95 * v[i] + 0.05 * g * g);
       double m_hat = new_m[i] / (1 - std::pow(0.9, step));
@@ -222,7 +237,7 @@ struct AdamWTensors {
 
 void TestAdamW(std::mt19937& random) {
   std::vector<AdamWTensors> tensors;
-  for (int64_t size : {1, 3, 1024, 1025, 20167}) tensors.emplace_back(size, random);
+  for (int64_t size : {1, 3, 1024, 1025, 20167, 20168}) tensors.emplace_back(size, random);
   while (tensors.size() < 70) tensors.emplace_back(5, random);
   for (size_t l = 0; l < tensors.size(); ++l) tensors[l].Update(0.01, 0.5, 3, 0.1 * (l % 2));
   float lr = 0.01f, scale = 0.5f;
@@ -232,7 +247,7 @@ void TestAdamW(std::mt19937& random) {
     std::vector<AdamWLeaf> leaves;
     for (size_t l = 0; l < mine.size(); ++l) {
       AdamWTensors& t = mine[l];
-      leaves.push_back({t.param.data(), t.grad.data(), t.m.data(), t.v.data(), t.param.size(),
+      leaves.push_back({t.param.data(), t.m.data(), t.v.data(), t.grad.As(/*half=*/l % 3 == 2),
                         0.1f * (l % 2)});
     }
     Expect("adamw", AdamW(nullptr, Type::kF32, static_cast<int>(leaves.size()), leaves.data(),
@@ -257,7 +272,7 @@ void TestAdamWBfloat16(std::mt19937& random) {
     InEverySchedule("adamw in bfloat16", [&] {
       Buffer<bf16> rounded(param);
       Buffer<float> m(t.m), v(t.v);
-      AdamWLeaf leaf = {rounded.data(), t.grad.data(), m.data(), v.data(), size, 0.1f};
+      AdamWLeaf leaf = {rounded.data(), m.data(), v.data(), t.grad.As(/*half=*/size > 9), 0.1f};
       Expect("adamw in bfloat16",
              AdamW(nullptr, Type::kBF16, 1, &leaf, {&lr, &scale, &step, 0.9f, 0.95f, 1e-8f}));
       Expect("adamw in bfloat16, v", v, t.new_v, 1e-5);

@@ -48,6 +48,18 @@ def test_backward_is_the_gradient_of_forward(recompute):
             np.testing.assert_allclose(grad, wanted, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("spec", ["jnp", "ffi"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_have_the_shapes_and_dtypes_that_are_told(dtype, spec):
+    params, inputs, targets = problem(jnp.float32)
+    rounded = gpt2.cast(params, dtype)
+    _, grads = jax.eval_shape(partial(loss_and_grads, spec=spec), rounded, inputs, targets)
+    told = gpt2.gradient_shapes(tiny.MODEL, jnp.dtype(dtype))
+    assert jax.tree.map(lambda g: (g.shape, g.dtype), grads) == jax.tree.map(
+        lambda g: (g.shape, g.dtype), told
+    )
+
+
 @pytest.mark.parametrize("recompute", [0, 1, 2, 3])
 @pytest.mark.parametrize("spec", ["jnp", "ffi", "auto"])
 def test_recompute_and_kernels_change_nothing(spec, recompute):

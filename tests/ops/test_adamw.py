@@ -16,14 +16,21 @@ SHAPES = [(1,), (7,), (65,), (48, 17), (300, 801)]
 
 
 def trees(seed: int) -> list:
-    """Parameters, gradients and moments: a tree each, with a tuple in it as the model's has."""
+    """Parameters, gradients and moments: a tree each, with a tuple in it as the model's has.
+
+    Gradients are partly bfloat16, as those of the layers' matrices are.
+    """
     rng = np.random.default_rng(seed)
 
     def make(scale, power):
         leaves = [jnp.asarray(scale * rng.normal(size=s) ** power, jnp.float32) for s in SHAPES]
         return dict(wte=leaves[0], block=tuple(leaves[1:]))
 
-    return [make(1, 1), make(3, 1), make(0.1, 1), make(0.1, 2)]
+    grads = make(3, 1)
+    grads["block"] = tuple(
+        g.astype(jnp.bfloat16) if number % 2 else g for number, g in enumerate(grads["block"])
+    )
+    return [make(1, 1), grads, make(0.1, 1), make(0.1, 2)]
 
 
 def exact(param, grad, m, v, hyper: Hyper, weight_decay: float):

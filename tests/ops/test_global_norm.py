@@ -15,7 +15,11 @@ def test_it_is_the_norm_of_all_leaves_together(implementation):
         emulator.library()
     rng = np.random.default_rng(0)
     shapes = [(1,), (7,), (65,), (48, 17), (300, 801)]
-    leaves = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    leaves = [
+        jnp.asarray(rng.normal(size=shape), dtype)
+        for shape in shapes
+        for dtype in (jnp.float32, jnp.bfloat16)
+    ]
     tree = dict(wte=leaves[0], block=tuple(leaves[1:]))
     norm = jax.jit(ops.TABLE["global_norm"][implementation])(tree)
     assert norm.dtype == jnp.float32 and norm.shape == ()

@@ -120,10 +120,12 @@ def test_gradients_are_accumulated_in_float32():
     np.testing.assert_allclose(many.loss, once.loss, rtol=1e-5)
 
 
-def test_the_state_is_donated():
+@pytest.mark.parametrize(("dtype", "A"), [("float32", 1), ("bfloat16", 1), ("bfloat16", 2)])
+def test_the_state_is_donated(dtype, A):
     """Parameters, moments and gradients have their places: the program aliases all of them."""
-    step, state, memory, mesh = make_step()
-    data = parallel.split(batch(1, 4), mesh, parallel.MICRO_BATCHES)
+    sizes = dict(batch_size=4, sequence_length=T, total_batch_size=A * 4 * T)
+    step, state, memory, mesh = make_step(dtype=dtype, **sizes)
+    data = parallel.split(batch(A, 4), mesh, parallel.MICRO_BATCHES)
     planned = step.lower(state, memory, *data).compile().memory_analysis()
     assert planned.alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves((state, memory)))
 
