@@ -101,13 +101,18 @@ def status(platform: str) -> str:
     library = LIBRARY_OF[platform]
     if reason := _load(library):
         return reason
-    detail = _cpu().llmc_active_isa() if library == "cpu" else _library("cuda").llmc_cuda_build()
-    return f"{LIBRARIES[library].file} loaded, {detail.decode()}"
+    detail = active_isa() if library == "cpu" else _library("cuda").llmc_cuda_build().decode()
+    return f"{LIBRARIES[library].file} loaded, {detail}"
 
 
 def supported_isas() -> tuple[str, ...]:
     """The instruction sets of this machine that the CPU kernels exist for, best first."""
     return tuple(_cpu().llmc_supported_isas().decode().split(",")) if available("cpu") else ()
+
+
+def active_isa() -> str:
+    """The instruction set in use; empty without the kernels of the CPU."""
+    return _cpu().llmc_active_isa().decode() if available("cpu") else ""
 
 
 def select_isa(name: str) -> None:

@@ -32,7 +32,7 @@ void Logits(Threads& threads, int64_t N, int64_t C, int64_t Vp, const T* lnf, co
   });
 }
 
-// By pieces from so many rows on: fewer are one chunk (llmc_jax/ops/classifier.py, WHOLE).
+// By pieces from so many rows on: fewer are one chunk (llmc_jax/ops/classifier.py, ROWS).
 constexpr int64_t kClassifierRows = 512;
 // Columns that are packed, or whose gradient exists, at once.
 constexpr int64_t kClassifierPiece = 4096;
@@ -206,12 +206,16 @@ void ClassifierLosses(Threads& threads, int64_t N, int64_t C, int64_t V, const T
   for (int64_t n = 0; n < N; ++n) losses[n] = targets[n] < 0 ? 0 : lse[n] - target_logit[n];
 }
 
+// A piece of dlogits has rows of so many more elements, or they would be a multiple of 4 KiB apart
+// and share a few places of the caches.
+constexpr int64_t kClassifierGap = 32;
+
 // Columns of dlogits that a workspace has room for behind a row of dlnf for each of N rows.
 template <typename T>
 int64_t PieceThatFits(int64_t N, int64_t C, const Workspace& workspace) {
   const int64_t elements = (workspace.size - N * C) * int64_t{sizeof(float) / sizeof(T)};
-  const int64_t columns = Min(kClassifierPiece, Max<int64_t>(elements, 0) / N);
-  return columns / kLanes * kLanes;
+  const int64_t columns = Min(kClassifierPiece, elements / N - kClassifierGap);
+  return Max<int64_t>(columns, 0) / kLanes * kLanes;
 }
 
 // As Classifier does it by pieces of the vocabulary.
@@ -229,7 +233,7 @@ void ClassifierByPieces(Threads& threads, int64_t N, int64_t C, int64_t V, int64
   const int64_t at_once = PieceThatFits<T>(N, C, workspace);
   __builtin_memset(sum, 0, N * C * sizeof(float));
   for (int64_t v0 = 0; v0 < Vp; v0 += at_once) {
-    const int64_t piece = Min(at_once, Vp - v0);
+    const int64_t piece = Min(at_once, Vp - v0), ld = at_once + kClassifierGap;
     Gemm<T>(
         threads, N, piece, C, Rows(lnf, C), Rows(wte + v0 * C, C),
         [&](const Tile& tile) {
@@ -239,11 +243,11 @@ void ClassifierByPieces(Threads& threads, int64_t N, int64_t C, int64_t V, int64
             int64_t lane = targets[n] - v0 - v;
             if (0 <= lane && lane < kLanes) gradient[lane] -= dloss;
             for (lane = Max<int64_t>(0, V - v0 - v); lane < kLanes; ++lane) gradient[lane] = 0;
-            StoreUpTo(dlogits + n * piece + v, gradient, some);
+            StoreUpTo(dlogits + n * ld + v, gradient, some);
           });
         });
     Gemm<T>(
-        threads, N, C, piece, Rows(dlogits, piece), Columns(wte + v0 * C, C),
+        threads, N, C, piece, Rows(dlogits, ld), Columns(wte + v0 * C, C),
         [&](const Tile& tile) {
           TileOf<float, P> before(tile, sum, C);
           ForTile(tile, [&](int64_t n, int64_t c, Vec v, int64_t some) {
@@ -255,7 +259,7 @@ void ClassifierByPieces(Threads& threads, int64_t N, int64_t C, int64_t V, int64
           });
         },
         [&](const Tile& tile) { FetchTile(tile, sum, C); });
-    WeightGradient(threads, N, C, piece, dlogits, lnf, dwte + v0 * C);
+    WeightGradient(threads, N, C, piece, Columns(dlogits, ld), lnf, dwte + v0 * C);
   }
 }
 

@@ -7,6 +7,8 @@
 // GELU and the store cost no pass over memory.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/pack.h"
 
 namespace llmc::LLMC_ISA {
@@ -48,7 +50,9 @@ class SharedScratch {
 //   Micro      c (kMR,kNR) = or += a b over `steps`; rows of c are ldc floats apart. `next` is
 //              what will be read soon: it may be fetched meanwhile
 //   kTiles     whether these are the tile registers: then rows of A lie in a panel as they are,
-//              and a product is made faster than its result is written and read again
+//              and a product is made faster than its result is written and read again. And then
+//              MicroInPlace does what Micro does with rows of a matrix that are `stride` words
+//              apart, where it has all kMR rows and all steps
 
 // Panels of floats and fused multiply-adds.
 struct FloatPanels {
@@ -188,6 +192,20 @@ struct TilePanels {
   template <bool accumulate>
   static void Micro(int64_t steps, const uint32_t* a, const uint32_t* b, float* c, int64_t ldc,
                     const uint32_t* next) {
+    Multiply<accumulate>(steps, a, /*a_stride=*/16, /*a_group=*/16 * kMR, b, c, ldc, next);
+  }
+  template <bool accumulate>
+  static void MicroInPlace(int64_t steps, const void* a, int64_t a_stride, const uint32_t* b,
+                           float* c, int64_t ldc, const uint32_t* next) {
+    Multiply<accumulate>(steps, a, a_stride, /*a_group=*/16, b, c, ldc, next);
+  }
+
+ private:
+  // Rows of a are a_stride words apart, groups of 16 steps a_group.
+  template <bool accumulate>
+  static void Multiply(int64_t steps, const void* a_words, int64_t a_stride, int64_t a_group,
+                       const uint32_t* b, float* c, int64_t ldc, const uint32_t* next) {
+    auto* a = static_cast<const uint32_t*>(a_words);
     int64_t stride = ldc * sizeof(float);
     if constexpr (accumulate) {
       _tile_loadd(0, c, stride);
@@ -200,12 +218,12 @@ struct TilePanels {
       _tile_zero(2);
       _tile_zero(3);
     }
-    for (int64_t s = 0; s < steps; s += 16, a += 16 * kMR, b += 16 * kNR) {
+    for (int64_t s = 0; s < steps; s += 16, a += a_group, b += 16 * kNR) {
       for (int line = 0; line < 4; ++line)
         _mm_prefetch(reinterpret_cast<const char*>(next + (4 * s + line * 16)), _MM_HINT_T0);
-      _tile_loadd(4, a, 64);
+      _tile_loadd(4, a, 4 * a_stride);
       _tile_loadd(6, b, kNR * 4);
-      _tile_loadd(5, a + 256, 64);
+      _tile_loadd(5, a + 16 * a_stride, 4 * a_stride);
       _tile_loadd(7, b + 16, kNR * 4);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(2, 5, 6);
@@ -305,11 +323,24 @@ struct Side {
   void Pack(int64_t row, int64_t k, int64_t count, int64_t K, int64_t steps, uint32_t* out) const {
     kPack(m.From(row, k), count, K - k, steps, out);
   }
+  // Whether the tile registers can read the rows where they lie.
+  bool InPlace(int64_t K) const {
+    return std::is_same_v<T, BF16> && m.k_stride == 1 && m.row_stride % 2 == 0 && K % kR == 0;
+  }
 };
+
+// P::MicroInPlace where there is one.
+template <typename P, bool accumulate>
+void MicroInPlace(int64_t steps, const void* a, int64_t a_stride, const uint32_t* b, float* c,
+                  const uint32_t* next) {
+  if constexpr (P::kTiles)
+    P::template MicroInPlace<accumulate>(steps, a, a_stride, b, c, P::kNR, next);
+}
 
 // Calls epilogue(tile) for every tile of C, whose rows are those of `a` and columns those of `b`.
 // One side is kept: packed whole, by all threads. The other is streamed: each task packs some rows
-// of it for itself and multiplies them with all that is kept.
+// of it for itself and multiplies them with all that is kept. What the tile registers can read
+// where it lies is not packed: they take as long to multiply as a copy takes.
 template <typename P, bool stream_b, typename A, typename B, typename Epilogue, typename Prepare>
 void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue& epilogue,
              const Prepare& prepare) {
@@ -347,6 +378,8 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
     [[maybe_unused]] typename P::Scope scope;
     const int64_t x0 = task * streamed_block, xs = Min(streamed_block, streamed.rows - x0);
     const int64_t x_panels = CeilDiv(xs, kStreamed);
+    const bool rows_in_place = P::kTiles && !stream_b && streamed.InPlace(K);
+    const int64_t in_place = rows_in_place ? xs / kStreamed * kStreamed : 0;
     // packed a block of steps at a time, unless it is needed several times and fits the cache
     const bool whole = kept.rows > kKeptBlock && streamed_block * steps <= kWholeWords;
     auto* words = Scratch<uint32_t>(
@@ -357,7 +390,8 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
         const int64_t ys = Min(kKeptBlock, kept.rows - y0), some = Min(block_steps, steps - s);
         const bool pack = y0 == 0 || !whole, more = s + some < steps;
         uint32_t* block = words + (whole ? s * x_panels * kStreamed : 0);
-        if (pack) streamed.Pack(x0, s * kPer, xs, K, some, block);
+        if (pack && in_place < xs)
+          streamed.Pack(x0 + in_place, s * kPer, xs - in_place, K, some, block + in_place * some);
         // next come the block behind this one or the first of the task this thread will get
         const int64_t x_next = more ? x0 : x0 + streamed_block * threads.count();
         const int64_t k_next = more ? (s + some) * kPer : 0;
@@ -377,9 +411,15 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
             // each panel that is streamed fetches its share of the next one that is kept
             const uint32_t* next =
                 kept_panel + kKept * some + x / kStreamed * (kKept * some / x_panels);
-            auto micro = s == 0 ? P::template Micro<false> : P::template Micro<true>;
-            micro(some, stream_b ? kept_panel : panel, stream_b ? panel : kept_panel,
-                  c + at * kTile, P::kNR, next);
+            if (x < in_place) {
+              auto micro = s == 0 ? MicroInPlace<P, false> : MicroInPlace<P, true>;
+              auto rows = streamed.m.From(x0 + x, s * kPer);
+              micro(some, rows.data, rows.row_stride / kPer, kept_panel, c + at * kTile, next);
+            } else {
+              auto micro = s == 0 ? P::template Micro<false> : P::template Micro<true>;
+              micro(some, stream_b ? kept_panel : panel, stream_b ? panel : kept_panel,
+                    c + at * kTile, P::kNR, next);
+            }
             if (!more) epilogue(tile);
           }
         }

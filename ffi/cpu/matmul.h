@@ -79,11 +79,11 @@ void MatmulForward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* 
   });
 }
 
-// dweight (OC,C) = dout (N,OC)^T inp (N,C)
+// dweight (OC,C) = dout_t (OC,N) inp (N,C)
 template <typename T, typename G>
-void WeightGradient(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* dout,
+void WeightGradient(Threads& threads, int64_t N, int64_t C, int64_t OC, const Operand<T>& dout_t,
                     const T* inp, G* dweight) {
-  Gemm<T>(threads, OC, C, N, Columns(dout, OC), Columns(inp, C), [&](const Tile& tile) {
+  Gemm<T>(threads, OC, C, N, dout_t, Columns(inp, C), [&](const Tile& tile) {
     ForTile(tile, [&](int64_t oc, int64_t c, Vec v, int64_t some) {
       StreamUpTo(dweight + oc * C + c, v, some);
     });
@@ -95,7 +95,7 @@ template <typename T, typename W>
 void MatmulBackward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* dout,
                     const T* inp, const W* weight, T* dinp, T* dweight, float* dbias) {
   BiasGradient(threads, N, OC, dout, dbias);
-  WeightGradient(threads, N, C, OC, dout, inp, dweight);
+  WeightGradient(threads, N, C, OC, Columns(dout, OC), inp, dweight);
   Gemm<T>(threads, N, C, OC, Rows(dout, OC), Columns(weight, C), [&](const Tile& tile) {
     ForTile(tile, [&](int64_t n, int64_t c, Vec v, int64_t some) {
       StreamUpTo(dinp + n * C + c, v, some);
@@ -109,7 +109,7 @@ constexpr float kGeluScale = 0.7978845608f, kGeluCubic = 0.044715f;
 
 inline Vec GeluSigmoid(Vec x) {
   Vec u = kGeluScale * (x + kGeluCubic * x * x * x);
-  return 1.f / (1.f + Exp(-2.f * u));
+  return Reciprocal(1.f + Exp(MinOf(-2.f * u, Broadcast(80.f))));
 }
 
 // Gelu' = s + x s (1 - s) 2 u', given s
@@ -152,7 +152,7 @@ void MlpBackward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* fch
       },
       [&](const Tile& tile) { FetchTile(tile, fch, H); });
   BiasGradient(threads, N, C, dout, dfcprojb);
-  WeightGradient(threads, N, H, C, dout, fch_gelu, dfcprojw);
+  WeightGradient(threads, N, H, C, Columns(dout, C), fch_gelu, dfcprojw);
   MatmulBackward(threads, N, C, H, dfch, inp, fcw, dinp, dfcw, dfcb);
 }
 

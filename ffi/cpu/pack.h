@@ -56,6 +56,22 @@ template <typename T>
 Word WordsAlongRows(Floats, const T* p, int64_t) {
   return (Word)Load(p);
 }
+#if defined(__AVX512BF16__)
+// Words of the elements of both halves in turn: element i of the first below that of the second.
+inline Word InTurn(__m512i halves) {
+  constexpr Word kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return (Word)_mm512_permutexvar_epi16((__m512i)(kLane * 0x10001 + (16 << 16)), halves);
+}
+inline Word WordsAlongRows(Pairs, const BF16* p, int64_t k_stride) {
+  auto* second = reinterpret_cast<const __m256i*>(p + k_stride);
+  const __m512i first = _mm512_castsi256_si512(
+      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return InTurn(_mm512_inserti64x4(first, _mm256_loadu_si256(second), 1));
+}
+inline Word WordsAlongRows(Pairs, const float* p, int64_t k_stride) {
+  return InTurn((__m512i)_mm512_cvtne2ps_pbh((__m512)Load(p + k_stride), (__m512)Load(p)));
+}
+#else
 inline Word HalfWords(const BF16* p) {
   return __builtin_convertvector(*reinterpret_cast<const HalfAt*>(p), Word);
 }
@@ -64,6 +80,7 @@ template <typename T>
 Word WordsAlongRows(Pairs, const T* p, int64_t k_stride) {
   return HalfWords(p) | (HalfWords(p + k_stride) << 16);
 }
+#endif
 
 inline uint32_t Bits(Floats, float x) {
   uint32_t bits;
@@ -85,9 +102,10 @@ uint32_t OneWord(F form, const Operand<T>& m, int64_t rows, int64_t K, int64_t r
 }
 
 // The block of kLanes rows by kLanes steps at the start of m: out[step], its lanes the rows, or
-// with `along_k` out[row], its lanes the steps.
+// with `along_k` out[row], its lanes the steps. All of it is read before any is written: a load
+// that follows a store to the same place of another page waits for it.
 template <bool along_k, typename F, typename T>
-void LoadBlock(F form, const Operand<T>& m, int64_t rows, int64_t K, Word* out) {
+void LoadBlock(F form, const Operand<T>& m, int64_t rows, int64_t K, Word (&out)[kLanes]) {
   bool stored_along_k = m.k_stride == 1;
   if (K < kLanes * F::kPer || (rows < kLanes && !stored_along_k)) {
     for (int i = 0; i < kLanes; ++i)
@@ -95,13 +113,16 @@ void LoadBlock(F form, const Operand<T>& m, int64_t rows, int64_t K, Word* out) 
         out[i][j] = along_k ? OneWord(form, m, rows, K, i, j) : OneWord(form, m, rows, K, j, i);
     return;
   }
-  for (int i = 0; i < kLanes; ++i) {
-    if (!stored_along_k)
+  if (!stored_along_k) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i)
       out[i] = WordsAlongRows(form, m.data + i * F::kPer * m.k_stride, m.k_stride);
-    else if (i < rows)
-      out[i] = WordsAlongK(form, m.data + i * m.row_stride);
-    else
-      out[i] = Word{};
+  } else if (rows >= kLanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) out[i] = WordsAlongK(form, m.data + i * m.row_stride);
+  } else {
+    for (int i = 0; i < kLanes; ++i)
+      out[i] = i < rows ? WordsAlongK(form, m.data + i * m.row_stride) : Word{};
   }
   if (stored_along_k != along_k) Transpose(out);
 }
@@ -134,8 +155,11 @@ void PackRows(F form, const Operand<T>& m, int64_t rows, int64_t K, int64_t step
   static_assert(R % kLanes == 0);
   for (int64_t r = 0; r < rows; r += kLanes)
     for (int64_t s = 0; s < steps; s += kLanes) {
-      auto* block = reinterpret_cast<Word*>(out + r / R * (R * steps) + (s * R + r % R * kLanes));
+      Word block[kLanes];
       LoadBlock<true>(form, m.From(r, s * F::kPer), rows - r, K - s * F::kPer, block);
+      auto* panel = reinterpret_cast<Word*>(out + r / R * (R * steps) + (s * R + r % R * kLanes));
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) panel[i] = block[i];
     }
 }
 

@@ -117,7 +117,12 @@ inline Vec Rounded<float>(Vec v) {
 }
 template <>
 inline Vec Rounded<BF16>(Vec v) {
+#if defined(__AVX512BF16__)
+  Half half = (Half)_mm512_cvtneps_pbh((__m512)v);
+  return (Vec)(__builtin_convertvector(half, Word) << 16);
+#else
   return (Vec)(RoundBits(v) << 16);
+#endif
 }
 
 // Stores past the caches where p is aligned to a vector: for large results, which would
@@ -196,9 +201,16 @@ inline void ForRow(int64_t n, const Full& full, const Part& part) {
 // x = n ln 2 + r, |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 6, 2^n by the exponent
 // bits. ln 2 is split in two so that n ln 2 is exact (Cody & Waite 1980).
 inline Vec Exp(Vec x) {
+#if defined(__AVX512F__)
+  // of a NaN and a number, the instruction gives the second
+  const Vec clamped = (Vec)_mm512_max_ps(_mm512_set1_ps(-88.f),
+                                         _mm512_min_ps(_mm512_set1_ps(89.f), (__m512)x));
+  const Vec n = (Vec)_mm512_roundscale_ps((__m512)(clamped * 1.44269504f), 0);
+#else
   constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
-  Vec clamped = MinOf(MaxOf(x, Broadcast(-87.f)), Broadcast(88.f));
-  Vec n = (clamped * 1.44269504f + kRound) - kRound;
+  const Vec clamped = MinOf(MaxOf(x, Broadcast(-87.f)), Broadcast(88.f));
+  const Vec n = (clamped * 1.44269504f + kRound) - kRound;
+#endif
   Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // of x, so that NaN stays NaN
   Vec p = r * (1.f / 720) + 1.f / 120;
   p = p * r + 1.f / 24;
@@ -206,9 +218,24 @@ inline Vec Exp(Vec x) {
   p = p * r + 0.5f;
   p = p * r + 1.f;
   p = p * r + 1.f;
+#if defined(__AVX512F__)
+  const auto normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.f), _CMP_NLT_UQ);
+  return (Vec)_mm512_maskz_scalef_ps(normal, (__m512)p, (__m512)n);
+#else
   Int exponent = (__builtin_convertvector(n, Int) + 127) << 23;
   Vec result = p * (Vec)exponent;
   return x < -87.f ? Vec{} : result;
+#endif
+}
+
+// 1 / x to about 1 ulp, for 1 <= x.
+inline Vec Reciprocal(Vec x) {
+#if defined(__AVX512F__)
+  const Vec r = (Vec)_mm512_rcp14_ps((__m512)x);  // to 2^-14; Newton's step doubles the digits
+  return r * (2.f - x * r);
+#else
+  return 1.f / x;
+#endif
 }
 
 // The transpose of kLanes x kLanes words.

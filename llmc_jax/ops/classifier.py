@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from llmc_jax import ffi
 from llmc_jax.ops.matmul import dot, rows
 from llmc_jax.ops.op import Cost, Op, run_kernel, size
 
@@ -72,18 +73,18 @@ class Gradients(NamedTuple):
     dwte: Array  # (Vp, C)
 
 
-WHOLE = 512  # rows whose logits may exist at once: kClassifierRows of ffi/cpu/classifier.h
-PART = 256  # of more rows, so many
-PIECE = 4096  # or so many columns of all rows: kClassifierPiece
+ROWS = 512  # whose logits exist at once: kClassifierRows of ffi/cpu/classifier.h
+PIECE = 4096 + 32  # or so many columns of all rows: kClassifierPiece and kClassifierGap
 
 
 def _workspace(lnf, wte):
-    """Room for a part of the logits, by rows or by pieces of the vocabulary, and for dlnf."""
+    """Room for a part of the logits and for dlnf, by rows, or where there are more of them and
+    products are fast by pieces of the vocabulary."""
     N, (Vp, C) = math.prod(lnf.shape[:-1]), wte.shape
-    if N <= WHOLE:
-        return jax.ShapeDtypeStruct((N * (Vp + C),), jnp.float32)
-    piece = min(PIECE, Vp) * jnp.dtype(lnf.dtype).itemsize // 4
-    return jax.ShapeDtypeStruct((max(PART * (Vp + C), N * (piece + C)),), jnp.float32)
+    floats = min(N, ROWS) * (Vp + C)
+    if N > ROWS and lnf.dtype == jnp.bfloat16 and ffi.active_isa() == "amx":
+        floats = N * (PIECE // 2 + C)
+    return jax.ShapeDtypeStruct((floats,), jnp.float32)
 
 
 def native_forward(lnf, wte, targets, dlosses, *, V):
