@@ -184,8 +184,8 @@ class TrainConfig:
     # how it is computed
     dtype: str = option(
         "float32",
-        "type of activations and matrix products; master weights, moments and accumulated "
-        "gradients are always float32",
+        "type of activations, matrix products and the gradients of layers' matrices; master "
+        "weights, moments and accumulated gradients are always float32",
         choices=("float32", "bfloat16"),
     )
     recompute: int = option(

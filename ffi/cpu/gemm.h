@@ -1,10 +1,10 @@
 // Gemm: every matrix product of the kernels, on any instruction set.
 //
 // C (M,N) = A (M,K) B (N,K)^T, summed in float. The smaller of A and B is packed whole, by all
-// threads; then each task takes some rows of the other, packs them for itself, and multiplies them
-// panel by panel with what was packed (Goto & van de Geijn 2008). What is done with C is the
-// caller's: `epilogue` gets each finished tile while it lies in the first-level cache, so bias,
-// GELU and the store cost no pass over memory.
+// threads; then each task takes some rows of the other, packs them for itself (or reads them where
+// they lie, if AMX can), and multiplies them panel by panel with what was packed (Goto & van de
+// Geijn 2008). What is done with C is the caller's: `epilogue` gets each finished tile while it lies
+// in the first-level cache, so bias, GELU and the store cost no pass over memory.
 #pragma once
 
 #include <type_traits>

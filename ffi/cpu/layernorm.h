@@ -12,45 +12,42 @@
 
 namespace llmc::LLMC_ISA {
 
-// Widens a row; columns up to a whole vector are 0.
-template <typename T>
-void LoadRow(const T* in, int64_t C, float* out) {
-  ForRow(
-      C, [&](int64_t i) { Store(out + i, Load(in + i)); },
-      [&](int64_t i, int64_t some) { Store(out + i, LoadSome(in + i, some)); });
-}
+// How many elements of a vector exist, where it is all of them: known when compiled.
+struct Whole {
+  constexpr operator int64_t() const { return kLanes; }
+};
 
-template <typename T>
-void StoreRow(const float* in, int64_t C, T* out) {
-  ForRow(
-      C, [&](int64_t i) { Store(out + i, Load(in + i)); },
-      [&](int64_t i, int64_t some) { StoreSome(out + i, Load(in + i), some); });
-}
-
-// x += in, rounded as the sum of two tensors of type T is
-template <typename T>
-void AddRow(const T* in, int64_t C, float* x) {
-  ForRow(
-      C, [&](int64_t i) { Store(x + i, Rounded<T>(Load(x + i) + Load(in + i))); },
-      [&](int64_t i, int64_t some) {
-        Store(x + i, Rounded<T>(Load(x + i) + LoadSome(in + i, some)));
-      });
-}
-
-// mean and rstd of x, which is padded with zeros to `padded`.
-inline void RowStatistics(const float* x, int64_t C, int64_t padded, float eps, float* mean,
-                          float* rstd) {
-  Vec sum{}, squares{};
-  for (int64_t i = 0; i < padded; i += kLanes) sum += Load(x + i);
-  float m = Sum(sum) / C, rest = 0;
+// Calls body(i, n) for the vectors of a row of C, of which n elements exist.
+template <typename Body>
+void ForVectors(int64_t C, const Body& body) {
   int64_t i = 0;
-  for (; i + kLanes <= C; i += kLanes) {
-    Vec d = Load(x + i) - m;
-    squares += d * d;
-  }
-  for (; i < C; ++i) rest += (x[i] - m) * (x[i] - m);
-  *mean = m;
-  *rstd = 1 / __builtin_sqrtf((Sum(squares) + rest) / C + eps);
+  for (; i + kLanes <= C; i += kLanes) body(i, Whole{});
+  if (i < C) body(i, C - i);
+}
+
+struct TwoVecs {
+  Vec first, second;
+};
+inline TwoVecs& operator+=(TwoVecs& a, const TwoVecs& b) {
+  a.first += b.first;
+  a.second += b.second;
+  return a;
+}
+
+// The sum of term(i, n), a V, over the vectors of a row of C, lane by lane, in sums that need not
+// wait for each other.
+template <typename V, typename Term>
+V RowSum(int64_t C, const Term& term) {
+  constexpr int kSums = 4;
+  V sums[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums * kLanes <= C; i += kSums * kLanes)
+#pragma GCC unroll 4
+    for (int k = 0; k < kSums; ++k) sums[k] += term(i + k * kLanes, Whole{});
+  ForVectors(C - i, [&](int64_t j, auto n) { sums[0] += term(i + j, n); });
+  sums[0] += sums[1];
+  sums[2] += sums[3];
+  return sums[0] += sums[2];
 }
 
 constexpr int64_t kNormRows = 16;
@@ -60,22 +57,35 @@ template <typename T>
 void LayerNormForward(Threads& threads, int64_t N, int64_t C, const T* inp, const T* branch,
                       const float* weight, const float* bias, float eps, T* sum, T* out,
                       float* mean, float* rstd) {
-  const int64_t padded = RoundUp(C, kLanes);
+  const int64_t whole = C / kLanes * kLanes;
   ParallelFor(threads, CeilDiv(N, kNormRows), [&](int64_t block) {
-    float* x = Scratch<float>(Slot::kRows, padded * 3);
-    float *w = x + padded, *b = w + padded;
-    LoadRow(weight, C, w);
-    LoadRow(bias, C, b);
+    float* x = Scratch<float>(Slot::kRows, RoundUp(C, kLanes));
     for (int64_t n = block * kNormRows; n < Min(N, (block + 1) * kNormRows); ++n) {
-      LoadRow(inp + n * C, C, x);
-      if (branch) {
-        AddRow(branch + n * C, C, x);
-        StoreRow(x, C, sum + n * C);
-      }
-      RowStatistics(x, C, padded, eps, &mean[n], &rstd[n]);
-      for (int64_t i = 0; i < padded; i += kLanes)
-        Store(x + i, (Load(x + i) - mean[n]) * rstd[n] * Load(w + i) + Load(b + i));
-      StoreRow(x, C, out + n * C);
+      const int64_t row = n * C;
+      auto load = [&](int64_t i, auto some) {
+        Vec v = LoadUpTo(inp + row + i, some);
+        Store(x + i, v);
+        return v;
+      };
+      auto load_sum = [&](int64_t i, auto some) {  // rounded as the sum of two tensors of T is
+        Vec v = LoadUpTo(inp + row + i, some) + LoadUpTo(branch + row + i, some);
+        Store(x + i, Rounded<T>(v));
+        StoreUpTo(sum + row + i, v, some);
+        return Rounded<T>(v);
+      };
+      const float m = Sum(branch ? RowSum<Vec>(C, load_sum) : RowSum<Vec>(C, load)) / C;
+      float squares = Sum(RowSum<Vec>(whole, [&](int64_t i, auto) {
+        Vec d = Load(x + i) - m;
+        return d * d;
+      }));
+      for (int64_t i = whole; i < C; ++i) squares += (x[i] - m) * (x[i] - m);
+      const float r = 1 / __builtin_sqrtf(squares / C + eps);
+      ForVectors(C, [&](int64_t i, auto some) {
+        Vec norm = (Load(x + i) - m) * r;
+        StoreUpTo(out + row + i, norm * LoadUpTo(weight + i, some) + LoadUpTo(bias + i, some),
+                  some);
+      });
+      mean[n] = m, rstd[n] = r;
     }
   });
 }
@@ -91,38 +101,31 @@ void LayerNormBackward(Threads& threads, int64_t N, int64_t C, const float* mean
   ParallelFor(threads, blocks, [&](int64_t block) {
     float *dw = partial + block * 2 * padded, *db = dw + padded;
     __builtin_memset(dw, 0, 2 * padded * sizeof(float));
-    float* x = Scratch<float>(Slot::kRows, padded * 3);
-    float *dy = x + padded, *w = dy + padded;
-    LoadRow(weight, C, w);
     for (int64_t n = block * kNormRows; n < Min(N, (block + 1) * kNormRows); ++n) {
-      LoadRow(inp + n * C, C, x);
-      LoadRow(dout + n * C, C, dy);
-      Vec dnorm_sum{}, dnorm_norm_sum{};
-      for (int64_t i = 0; i < padded; i += kLanes) {
-        Vec norm = (Load(x + i) - mean[n]) * rstd[n], d = Load(dy + i), dnorm = d * Load(w + i);
-        Store(x + i, norm);
-        Store(dw + i, Load(dw + i) + d * norm);  // beyond C, d is 0
+      const int64_t row = n * C;
+      const float m = mean[n], r = rstd[n];
+      auto norm = [&](int64_t i, auto some) { return (LoadUpTo(inp + row + i, some) - m) * r; };
+      const TwoVecs sums = RowSum<TwoVecs>(C, [&](int64_t i, auto some) {
+        Vec x = norm(i, some), d = LoadUpTo(dout + row + i, some);  // beyond C it is 0
+        Vec dnorm = d * LoadUpTo(weight + i, some);
+        Store(dw + i, Load(dw + i) + d * x);
         Store(db + i, Load(db + i) + d);
-        dnorm_sum += dnorm;
-        dnorm_norm_sum += dnorm * norm;
-      }
-      float dnorm_mean = Sum(dnorm_sum) / C, dnorm_norm_mean = Sum(dnorm_norm_sum) / C;
-      for (int64_t i = 0; i < padded; i += kLanes)
-        Store(x + i, rstd[n] * (Load(dy + i) * Load(w + i) - dnorm_mean -
-                                Load(x + i) * dnorm_norm_mean));
-      if (dsum) AddRow(dsum + n * C, C, x);
-      StoreRow(x, C, dinp + n * C);
+        return TwoVecs{dnorm, dnorm * x};
+      });
+      const float dnorm_mean = Sum(sums.first) / C, dnorm_norm_mean = Sum(sums.second) / C;
+      auto gradient = [&](int64_t i, auto some) {
+        Vec dnorm = LoadUpTo(dout + row + i, some) * LoadUpTo(weight + i, some);
+        return r * (dnorm - dnorm_mean - norm(i, some) * dnorm_norm_mean);
+      };
+      ForVectors(C, [&](int64_t i, auto some) {
+        Vec d = gradient(i, some);
+        if (dsum) d += LoadUpTo(dsum + row + i, some);
+        StoreUpTo(dinp + row + i, d, some);
+      });
     }
   });
-  for (int64_t i = 0; i < C; ++i) {
-    float dw = 0, db = 0;
-    for (int64_t block = 0; block < blocks; ++block) {
-      dw += partial[block * 2 * padded + i];
-      db += partial[block * 2 * padded + padded + i];
-    }
-    dweight[i] = dw;
-    dbias[i] = db;
-  }
+  SumOfBlocks(partial, blocks, 2 * padded, C, dweight);
+  SumOfBlocks(partial + padded, blocks, 2 * padded, C, dbias);
 }
 
 }  // namespace llmc::LLMC_ISA

@@ -61,11 +61,7 @@ void BiasGradient(Threads& threads, int64_t N, int64_t OC, const T* dout, float*
         Store(sum + i,
               Load(sum + i) + LoadUpTo(dout + n * OC + i, Min<int64_t>(kLanes, OC - i)));
   });
-  for (int64_t i = 0; i < OC; ++i) {
-    float sum = 0;
-    for (int64_t block = 0; block < blocks; ++block) sum += partial[block * padded + i];
-    dbias[i] = sum;
-  }
+  SumOfBlocks(partial, blocks, padded, OC, dbias);
 }
 
 template <typename T, typename W>

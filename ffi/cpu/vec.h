@@ -178,6 +178,16 @@ void StreamUpTo(T* p, Vec v, int64_t n) {
     StoreSome(p, v, n);
 }
 
+// out[i] = sum over the blocks of partial[block * stride + i], i < C; stride is in whole vectors.
+inline void SumOfBlocks(const float* partial, int64_t blocks, int64_t stride, int64_t C,
+                        float* out) {
+  for (int64_t i = 0; i < C; i += kLanes) {
+    Vec sum{};
+    for (int64_t block = 0; block < blocks; ++block) sum += Load(partial + block * stride + i);
+    StoreUpTo(out + i, sum, Min<int64_t>(kLanes, C - i));
+  }
+}
+
 inline Vec Sqrt(Vec v) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_sqrt_ps((__m512)v);
