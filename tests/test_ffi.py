@@ -171,6 +171,37 @@ def test_many_calls_at_once_do_not_wait_for_each_other():
             dict(V=6),
             "target 6 of row 1 is not below V = 6",
         ),
+        (
+            "llmc_classifier_forward",
+            [((1, 2), "f4"), ((1, 2, 4), "f4"), ((8, 4), "f4"), ((11,), "f4")],
+            [
+                np.ones((1, 2, 4), "f4"),
+                np.ones((8, 4), "f4"),
+                np.array([[1, 5]], "i4"),
+                np.ones((1, 2), "f4"),
+            ],
+            dict(V=6),
+            r"workspace has 11 elements, expected at least Vp \+ C = 12",
+        ),
+        (
+            "llmc_matmul_backward",
+            [((1, 4, 6), "f4"), ((8, 6), jnp.bfloat16), ((8,), "f4")],
+            [
+                np.ones((1, 4, 8), "f4"),
+                np.ones((1, 4, 6), "f4"),
+                np.ones((8, 6), "f4"),
+                np.ones(8, "f4"),
+            ],
+            {},
+            "dweight is bfloat16, expected float32",
+        ),
+        (
+            "llmc_global_norm",
+            [((), "f4")],
+            [np.ones(3, "f4"), np.ones(3, "i4")],
+            {},
+            "gradient of leaf 1 is .*, expected float32 or bfloat16",
+        ),
     ],
 )
 def test_a_kernel_refuses_what_it_cannot_take(target, results, args, static, message):
