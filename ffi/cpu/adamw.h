@@ -13,8 +13,8 @@ constexpr int64_t kChunk = 1 << 15;  // elements in a task
 // elements to fetch ahead: where the hardware stops at each page, 5 % slower
 constexpr int64_t kAhead = 1024;
 
-// Calls body(chunk, leaf, start, count) for every chunk of the leaves, whose gradients are grad(leaf),
-// in parallel; `chunk` counts them in order.
+// Calls body(chunk, leaf, start, count) for every chunk of the leaves, whose gradients are
+// grad(leaf), in parallel; `chunk` counts them in order.
 template <typename Grad, typename Body>
 void ForChunks(Threads& threads, int64_t leaves, const Grad& grad, const Body& body) {
   auto chunks_of = [&](int64_t leaf) { return CeilDiv(grad(leaf).size, kChunk); };

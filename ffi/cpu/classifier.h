@@ -151,19 +151,15 @@ struct RowPart {
 };
 
 inline RowPart PartOf(const float* logits, int64_t count) {
+  auto load = [&](int64_t i, auto some) {
+    Vec z = LoadUpTo(logits + i, some);
+    for (int64_t lane = some; lane < kLanes; ++lane) z[lane] = -1e30f;
+    return z;
+  };
   Vec max = Broadcast(-1e30f), sum{};
-  ForRow(
-      count, [&](int64_t i) { max = MaxOf(max, Load(logits + i)); },
-      [&](int64_t i, int64_t some) {
-        for (int64_t j = i; j < i + some; ++j) max[j - i] = Max(max[j - i], logits[j]);
-      });
+  ForVectors(count, [&](int64_t i, auto some) { max = MaxOf(max, load(i, some)); });
   const float largest = Largest(max);
-  ForRow(
-      count, [&](int64_t i) { sum += Exp(Load(logits + i) - largest); },
-      [&](int64_t i, int64_t some) {
-        Vec e = Exp(LoadSome(logits + i, some) - largest);
-        for (int64_t lane = 0; lane < some; ++lane) sum[lane] += e[lane];
-      });
+  ForVectors(count, [&](int64_t i, auto some) { sum += Exp(load(i, some) - largest); });
   return {largest, Sum(sum)};
 }
 

@@ -15,16 +15,10 @@ void EncoderForward(Threads& threads, int64_t N, int64_t steps, int64_t C, const
     for (int64_t n = block * kRows; n < Min(N, (block + 1) * kRows); ++n) {
       const W *token = wte + inp[n] * C, *position = wpe + n % steps * C;
       // the sum of what T holds of each, as if the tables had been stored as T
-      ForRow(
-          C,
-          [&](int64_t i) {
-            Store(out + n * C + i, Rounded<T>(Load(token + i)) + Rounded<T>(Load(position + i)));
-          },
-          [&](int64_t i, int64_t some) {
-            Vec sum = Rounded<T>(LoadSome(token + i, some)) +
-                      Rounded<T>(LoadSome(position + i, some));
-            StoreSome(out + n * C + i, sum, some);
-          });
+      ForVectors(C, [&](int64_t i, auto some) {
+        Vec sum = Rounded<T>(LoadUpTo(token + i, some)) + Rounded<T>(LoadUpTo(position + i, some));
+        StoreUpTo(out + n * C + i, sum, some);
+      });
     }
   });
 }
@@ -42,19 +36,11 @@ void EncoderBackward(Threads& threads, int64_t B, int64_t steps, int64_t C, int6
     for (int64_t n = 0; n < B * steps; ++n) {
       const T* row = dout + n * C + c;
       float *token = dwte + inp[n] * C + c, *position = dwpe + n % steps * C + c;
-      ForRow(
-          columns,
-          [&](int64_t i) {
-            Vec d = Load(row + i);
-            Store(token + i, Load(token + i) + d);
-            Store(position + i, Load(position + i) + d);
-          },
-          [&](int64_t i, int64_t some) {
-            for (int64_t j = i; j < i + some; ++j) {
-              token[j] += ToFloat(row[j]);
-              position[j] += ToFloat(row[j]);
-            }
-          });
+      ForVectors(columns, [&](int64_t i, auto some) {
+        Vec d = LoadUpTo(row + i, some);
+        StoreUpTo(token + i, LoadUpTo(token + i, some) + d, some);
+        StoreUpTo(position + i, LoadUpTo(position + i, some) + d, some);
+      });
     }
   });
 }

@@ -3,7 +3,7 @@
 // C (M,N) = A (M,K) B (N,K)^T, summed in float. The smaller of A and B is packed whole, by all
 // threads; then each task takes some rows of the other, packs them for itself (or reads them where
 // they lie, if AMX can), and multiplies them panel by panel with what was packed (Goto & van de
-// Geijn 2008). What is done with C is the caller's: `epilogue` gets each finished tile while it lies
+// Geijn 2008). What is done with C is the caller's: `epilogue` gets each finished tile while it is
 // in the first-level cache, so bias, GELU and the store cost no pass over memory.
 #pragma once
 

@@ -12,19 +12,6 @@
 
 namespace llmc::LLMC_ISA {
 
-// How many elements of a vector exist, where it is all of them: known when compiled.
-struct Whole {
-  constexpr operator int64_t() const { return kLanes; }
-};
-
-// Calls body(i, n) for the vectors of a row of C, of which n elements exist.
-template <typename Body>
-void ForVectors(int64_t C, const Body& body) {
-  int64_t i = 0;
-  for (; i + kLanes <= C; i += kLanes) body(i, Whole{});
-  if (i < C) body(i, C - i);
-}
-
 struct TwoVecs {
   Vec first, second;
 };

@@ -141,6 +141,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_mlp_backward, MlpBackward,
                                   .Ret<Any>()   // dfcprojw (C,H)
                                   .Ret<F32>()   // dfcprojb (C)
                                   .Ret<Any>()   // fch_gelu (B,T,H), for use in between
-                                  .Ret<Any>());  // dfch (B,T,H), in the place of fch or for use in between
+                                  .Ret<Any>());  // dfch (B,T,H), the same; may be fch
 
 }  // namespace llmc

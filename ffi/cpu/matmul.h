@@ -4,8 +4,9 @@
 // and two of them with a GELU between (Hendrycks & Gimpel 2016, in its tanh form), which is
 // applied to each tile of the first product and differentiated in each tile of the second's
 // backward, where gelu(fch) comes for nothing and so need not have been kept.
-// T is the type of activations and of the weights' gradients, W that of the weights: T, or float, rounded to T as it is packed
-// where the machine makes products in bfloat16, and used as it is where it makes them in float.
+// T is the type of activations and of the weights' gradients, W that of the weights: T, or float,
+// rounded to T as it is packed where the machine makes products in bfloat16, and used as it is
+// where it makes them in float.
 // N rows of inp, C channels in, OC out.
 #pragma once
 

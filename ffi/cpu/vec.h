@@ -199,12 +199,17 @@ inline Vec Sqrt(Vec v) {
 #endif
 }
 
-// Calls full(i) for whole vectors of a row of n, then part(i, rest) for what remains.
-template <typename Full, typename Part>
-inline void ForRow(int64_t n, const Full& full, const Part& part) {
+// How many elements of a vector exist, where it is all of them: known when compiled.
+struct Whole {
+  constexpr operator int64_t() const { return kLanes; }
+};
+
+// Calls body(i, n) for the vectors of a row of C, of which n elements exist.
+template <typename Body>
+void ForVectors(int64_t C, const Body& body) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) full(i);
-  if (i < n) part(i, n - i);
+  for (; i + kLanes <= C; i += kLanes) body(i, Whole{});
+  if (i < C) body(i, C - i);
 }
 
 // e^x to about 2 ulp, 0 below -87 (where a float would be subnormal), inf where it overflows.
