@@ -27,7 +27,7 @@ class Setup(NamedTuple):
 
     cfg: TrainConfig
     model: ModelConfig
-    weights: Params | None  # read from a file that --model names
+    weights: list[Params]  # read from a file that --model names; who makes the state takes them
     mesh: Mesh
     ops: ops.Ops
     op_names: dict[str, str]
@@ -55,6 +55,7 @@ def set_up(cfg: TrainConfig) -> Setup:
         hellaswag = open_hellaswag(cfg, model, chosen, mesh)
     record = run_record(model, names, data[0], mesh.size)
     processes.refuse_differences(what_must_agree(cfg, record, data))
+    weights = [] if weights is None else [weights]
     return Setup(cfg, model, weights, mesh, chosen, names, *data, hellaswag, record, cache)
 
 

@@ -19,7 +19,7 @@ from llmc_jax.training.step import TrainState, gradient_memory, init_state
 
 def make_state(
     model: ModelConfig,
-    weights: Params | None,
+    weights: list[Params],
     cfg: TrainConfig,
     checkpoints: Checkpointer | None,
     start: int,
@@ -28,21 +28,29 @@ def make_state(
 ) -> tuple[TrainState, Params | None]:
     """The initial state, or that of checkpoint `start` if it is not 0; and memory for gradients.
 
-    weights: what --model read from a file; None: they are --init_from's, or drawn. zeros: what
-    `maker_of_zeros` makes, which may be under way.
+    weights: what --model read from a file, and afterwards nothing: they are as large as the
+    parameters, and would be there for the whole run. Empty: they are --init_from's, or drawn. zeros:
+    what `maker_of_zeros` makes, which may be under way.
     """
     if start:
+        weights.clear()
         return restored_state(model, cfg, checkpoints, start, mesh), zeros.result()[2]
     if cfg.init_from:
-        weights = weights_of_another_run(cfg, model, weights)
+        weights.append(weights_of_another_run(cfg, model, weights))
     place = partial(parallel.place_params, mesh=mesh, stage=shards.stage_in_force(cfg, mesh.size))
-    if weights is None:
-        params = initialize(model, cfg.seed, place)
-    else:
-        params = place(jax.tree.map(lambda p: np.asarray(p, np.float32), weights))
+    params = placed(weights, place) if weights else initialize(model, cfg.seed, place)
     m, v, gradients = zeros.result()
     counters = parallel.replicate(init_state(())[3:], mesh)
     return TrainState(params, m, v, *counters), gradients
+
+
+def placed(weights: list[Params], place: Callable) -> Params:
+    """The parameters of which `weights` is a list, taken out of it and placed one after another, so
+    that there are never all of them twice."""
+    leaves, structure = jax.tree.flatten(weights.pop())
+    leaves.reverse()
+    params = [place(np.asarray(leaves.pop(), np.float32)) for _ in range(len(leaves))]
+    return structure.unflatten(params)
 
 
 def maker_of_zeros(state: TrainState, gradients, start: int) -> Callable[[], list]:
@@ -68,9 +76,10 @@ def restored_state(
     return state
 
 
-def weights_of_another_run(cfg: TrainConfig, model: ModelConfig, weights) -> Params:
-    """The parameters of --init_from. Raises BadInput where they are not of the model asked for."""
-    if weights is not None:
+def weights_of_another_run(cfg: TrainConfig, model: ModelConfig, weights: list) -> Params:
+    """The parameters of --init_from. Raises BadInput where they are not of the model asked for, or
+    --model has named some too."""
+    if weights:
         raise BadInput(
             f"--model={cfg.model} and --init_from={cfg.init_from} both name weights; give one."
         )
