@@ -25,37 +25,6 @@
 
 namespace llmc::LLMC_ISA {
 
-// Weights of scores: e^x for float; 2^x for bfloat16, to 7.5e-5, a 25th of its rounding (a cubic in
-// x - floor(x), the best by relative error). Scores times kPerNat have the weights e^score.
-template <typename T>
-struct Power;
-template <>
-struct Power<float> {
-  static constexpr float kPerNat = 1;
-  static Vec Of(Vec x) { return Exp(x); }
-};
-template <>
-struct Power<BF16> {
-  static constexpr float kPerNat = 1.44269504f;
-  static Vec Of(Vec x) {
-#if defined(__AVX512DQ__)
-    Vec r = (Vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF);
-#else
-    constexpr float kRound = 12582912.f + 127;  // the low bits of n are those of an exponent
-    x = MaxOf(Broadcast(-126.5f), x);           // whose power is 0; NaN stays NaN
-    Vec n = (x - 0.5f) + kRound, r = x - (n - kRound);
-#endif
-    Vec p = r * 7.80245215e-2f + 0.226067156f;
-    p = p * r + 0.695833564f;
-    p = p * r + 0.999925196f;
-#if defined(__AVX512DQ__)
-    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x);
-#else
-    return p * (Vec)((Word)n << 23);
-#endif
-  }
-};
-
 // A step of a panel from its elements along K, rounded to nearest.
 inline Word StepOf(Floats, const Vec* v) { return (Word)v[0]; }
 inline Word StepOf(Pairs, const Vec* v) {

@@ -43,6 +43,12 @@ struct Workspace {
   int64_t size;
 };
 
+// e^(x - from), as exactly as a T is.
+template <typename T>
+Vec PowerOf(Vec x, float from) {
+  return Power<T>::Of(x * Power<T>::kPerNat - from * Power<T>::kPerNat);
+}
+
 // The largest of x[0 .. n) and the sum of e^(x - largest).
 inline void RowSoftmax(const float* x, int64_t n, float* largest, float* total) {
   Vec max = Broadcast(x[0]);
@@ -75,11 +81,9 @@ float ClassifierRow(float* logits, int32_t target, float dloss, int64_t V, int64
   float max, total, target_logit = logits[target];
   RowSoftmax(logits, V, &max, &total);
   float factor = dloss / total, target_gradient = Exp(Broadcast(target_logit - max))[0] * factor;
-  for (int64_t i = 0; i < V; i += kLanes) {  // reading before writing, in ascending order
-    int64_t some = Min<int64_t>(kLanes, V - i);
-    Vec gradient = Exp(LoadUpTo(logits + i, some) - max) * factor;
-    StoreUpTo(dlogits + i, gradient, some);
-  }
+  ForVectors(V, [&](int64_t i, auto some) {  // reading before writing, in ascending order
+    StoreUpTo(dlogits + i, PowerOf<T>(LoadUpTo(logits + i, some), max) * factor, some);
+  });
   FromFloat(target_gradient - dloss, &dlogits[target]);
   for (int64_t i = V; i < Vp; ++i) FromFloat(0, &dlogits[i]);
   return __builtin_logf(total) + max - target_logit;
@@ -235,7 +239,7 @@ void ClassifierByPieces(Threads& threads, int64_t N, int64_t C, int64_t V, int64
         [&](const Tile& tile) {
           ForTile(tile, [&](int64_t n, int64_t v, Vec z, int64_t some) {
             const float dloss = targets[n] < 0 ? 0 : dlosses[n];
-            Vec gradient = Exp(z - lse[n]) * dloss;
+            Vec gradient = PowerOf<T>(z, lse[n]) * dloss;
             int64_t lane = targets[n] - v0 - v;
             if (0 <= lane && lane < kLanes) gradient[lane] -= dloss;
             for (lane = Max<int64_t>(0, V - v0 - v); lane < kLanes; ++lane) gradient[lane] = 0;

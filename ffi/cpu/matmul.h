@@ -104,15 +104,17 @@ void MatmulBackward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T*
 // gelu(x) = x s, s = 1 / (1 + e^(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3): x/2 (1 + tanh u)
 constexpr float kGeluScale = 0.7978845608f, kGeluCubic = 0.044715f;
 
-inline Vec GeluSigmoid(Vec x) {
-  Vec u = kGeluScale * (x + kGeluCubic * x * x * x);
-  return Reciprocal(1.f + Exp(MinOf(-2.f * u, Broadcast(80.f))));
+template <typename T>
+Vec GeluSigmoid(Vec x) {
+  constexpr float kUnit = -2 * kGeluScale * Power<T>::kPerNat;
+  const Vec exponent = x * (kUnit * kGeluCubic * x * x + kUnit);
+  return Reciprocal<T>(1.f + Power<T>::Of(MinOf(exponent, Broadcast(80 * Power<T>::kPerNat))));
 }
 
-// Gelu' = s + x s (1 - s) 2 u', given s
+// gelu' = s + s (1 - s) x 2u', given s
 inline Vec GeluSlope(Vec x, Vec s) {
-  Vec du = kGeluScale * (1.f + 3.f * kGeluCubic * x * x);
-  return s + 2.f * x * s * (1.f - s) * du;
+  const Vec du = 6 * kGeluScale * kGeluCubic * x * x + 2 * kGeluScale;  // 2u'
+  return (s - s * s) * (x * du) + s;
 }
 
 // fch (N,H) = inp fcw^T + fcb, fch_gelu (N,H) = gelu(fch), out (N,C) = fch_gelu fcprojw^T + fcprojb
@@ -124,7 +126,7 @@ void MlpForward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* inp,
     ForTile(tile, [&](int64_t n, int64_t h, Vec v, int64_t some) {
       Vec x = Rounded<T>(v + LoadUpTo(fcb + h, some));
       StreamUpTo(fch + n * H + h, x, some);
-      StreamUpTo(fch_gelu + n * H + h, x * GeluSigmoid(x), some);
+      StreamUpTo(fch_gelu + n * H + h, x * GeluSigmoid<T>(x), some);
     });
     StreamFence();
   });
@@ -141,7 +143,7 @@ void MlpBackward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* fch
       [&](const Tile& tile) {
         TileOf<T> fch_tile(tile, fch, H);
         ForTile(tile, [&](int64_t n, int64_t h, Vec dgelu, int64_t some) {
-          Vec x = fch_tile.Get(n, h), s = GeluSigmoid(x);
+          Vec x = fch_tile.Get(n, h), s = GeluSigmoid<T>(x);
           StreamUpTo(fch_gelu + n * H + h, x * s, some);
           StreamUpTo(dfch + n * H + h, dgelu * GeluSlope(x, s), some);
         });

@@ -50,12 +50,16 @@ constexpr double kRounding = 0;
 template <>
 inline constexpr double kRounding<BF16> = 1. / (1 << 8);
 
-// The relative error of e^x that attention may make: where it rounds e^x to bfloat16 in the next
-// step, it need not compute it to more than 2^-13.
+// The relative errors that e^x and 1 / x may have: what is rounded to bfloat16 in the next step
+// need not be computed to more than 2^-13.
 template <typename T>
 constexpr double kExpError = 4 * kU;
 template <>
 inline constexpr double kExpError<BF16> = 1. / (1 << 13);
+template <typename T>
+constexpr double kReciprocalError = 3 * kU;
+template <>
+inline constexpr double kReciprocalError<BF16> = 1. / (1 << 14);
 
 struct Want {
   double value = 0, tolerance = 0;
@@ -229,12 +233,14 @@ struct Gelu {
 // s + x s (1 - s) a'.
 //
 // The five operations and two rounded constants of `a` make it wrong by 6 u |a|, so e^-a by a
-// factor of 1 +- u (6 |a| + 4), and s by that times 1 - s; 1 - s itself is rounded to u.
-inline Gelu GeluAt(double x) {
+// factor of 1 +- (6 u |a| + kExpError), and s by that times 1 - s; 1 - s itself is rounded to u.
+template <typename T>
+Gelu GeluAt(double x) {
   const double scale = 2 * std::sqrt(2 / std::acos(-1.)), cubic = 0.044715;
   const double a = scale * (x + cubic * x * x * x), slope_a = scale * (1 + 3 * cubic * x * x);
   const double s = 1 / (1 + std::exp(-a)), rest = 1 / (1 + std::exp(a));
-  const double s_error = kU * s * (rest * (6 * std::fabs(a) + 4) + 3);
+  const double s_error =
+      s * (rest * (6 * kU * std::fabs(a) + kExpError<T>) + kReciprocalError<T>);
   const double second = x * s * rest * slope_a;
   return {{x * s, std::fabs(x) * (s_error + kU * s)},
           {s + second, s_error + std::fabs(x * slope_a) * (s_error + 2 * kU * s) +
@@ -250,8 +256,9 @@ struct CrossEntropy {
 //
 // With x = logit - max: e^x is wrong by a factor of 1 +- u (|x| + 4), from rounding x and from
 // e^x itself, and by the error of the logit. The sum over the vocabulary is taken over 64 floats
-// at most before it goes on in double.
-inline CrossEntropy CrossEntropyOf(const Matrix& logits, int64_t V, const int32_t* targets,
+// at most before it goes on in double. dlogits may be of another, less exact e^x.
+template <typename T>
+CrossEntropy CrossEntropyOf(const Matrix& logits, int64_t V, const int32_t* targets,
                                    const float* dlosses) {
   const int64_t N = logits.rows;
   CrossEntropy want{Matrix(1, N), Matrix(N, logits.columns)};
@@ -276,8 +283,9 @@ inline CrossEntropy CrossEntropyOf(const Matrix& logits, int64_t V, const int32_
     for (int64_t v = 0; v < V; ++v) {
       double p = std::exp(z[v].value - max) / total, onehot = v == targets[n];
       want.dlogits[n][v] = {(p - onehot) * dlosses[n],
-                            (p * (relative(v) + total_error + 3 * kU) + onehot * kU) *
-                                std::fabs(dlosses[n])};
+                            std::fabs(dlosses[n]) *
+                                (p * (relative(v) + kExpError<T> + total_error + 3 * kU) +
+                                 onehot * kU)};
     }
   }
   return want;
@@ -290,7 +298,7 @@ struct ClassifierOutput {
 template <typename T>
 ClassifierOutput Classifier(const Matrix& lnf, const Matrix& wte, int64_t V,
                               const int32_t* targets, const float* dlosses) {
-  auto want = CrossEntropyOf(Product(lnf, wte), V, targets, dlosses);
+  auto want = CrossEntropyOf<T>(Product(lnf, wte), V, targets, dlosses);
   return {want.losses, Product(want.dlogits, Transposed(wte), kRounding<T>),
           Product(Transposed(want.dlogits), Transposed(lnf), kRounding<T>)};
 }
