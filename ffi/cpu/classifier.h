@@ -25,7 +25,7 @@ template <typename T, typename W>
 void Logits(Threads& threads, int64_t N, int64_t C, int64_t Vp, const T* lnf, const W* wte,
             float* logits) {
   Linear(threads, N, C, Vp, lnf, wte, [&](const Tile& tile) {
-    ForTile(tile, [&](int64_t n, int64_t v, Vec z, int64_t some) {
+    ForTile(tile, [&](int64_t n, int64_t v, Vec z, auto some) {
       StreamUpTo(logits + n * Vp + v, z, some);
     });
     StreamFence();
@@ -103,7 +103,7 @@ void ClassifierByRows(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t
     const int64_t rows = Min(at_once, N - n0);
     const T* inp = lnf + n0 * C;
     Gemm<T>(threads, rows, Vp, C, Rows(inp, C), Rows(wte, C), [&](const Tile& tile) {
-      ForTile(tile, [&](int64_t n, int64_t v, Vec z, int64_t some) {
+      ForTile(tile, [&](int64_t n, int64_t v, Vec z, auto some) {
         StoreUpTo(logits + n * Vp + v, z, some);
       });
     });
@@ -117,7 +117,7 @@ void ClassifierByRows(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t
       const int64_t piece = Min(kClassifierPiece, Vp - v0);
       Gemm<T>(threads, rows, C, piece, Rows(dlogits + v0, Vp * kRatio), Columns(wte + v0 * C, C),
               [&](const Tile& tile) {
-                ForTile(tile, [&](int64_t n, int64_t c, Vec v, int64_t some) {
+                ForTile(tile, [&](int64_t n, int64_t c, Vec v, auto some) {
                   float* at = sum + n * C + c;
                   if (v0) v += LoadUpTo(at, some);
                   if (v0 + piece == Vp)
@@ -132,12 +132,12 @@ void ClassifierByRows(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t
         threads, Vp, C, rows, Columns(dlogits, Vp * kRatio), Columns(inp, C),
         [&](const Tile& tile) {
           if (n0 == 0) {
-            ForTile(tile, [&](int64_t v, int64_t c, Vec gradient, int64_t some) {
+            ForTile(tile, [&](int64_t v, int64_t c, Vec gradient, auto some) {
               StreamUpTo(dwte + v * C + c, gradient, some);
             });
           } else {
             TileOf<float, typename PanelsOf<T>::Type> before(tile, dwte, C);
-            ForTile(tile, [&](int64_t v, int64_t c, Vec gradient, int64_t some) {
+            ForTile(tile, [&](int64_t v, int64_t c, Vec gradient, auto some) {
               StreamUpTo(dwte + v * C + c, before.Get(v, c) + gradient, some);
             });
           }
@@ -149,59 +149,94 @@ void ClassifierByRows(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t
   }
 }
 
-// What the logits of a row within one tile come to: their largest, and sum of e^(z - largest).
-struct RowPart {
-  float largest, total;
-};
+// The log-sum-exp of rows whose logits come tile by tile, those of a row in one task.
+//
+// Of each row there are sums of e^(z - from), one in each lane, so that a tile need not be reduced to
+// numbers. `from` is the log-sum-exp of the pieces before; it is raised, and the sums are scaled,
+// only where a tile is so far above that they could overflow.
+class RowSums {
+ public:
+  explicit RowSums(int64_t N) : from_(N), sums_(N * kLanes) {
+    for (int64_t n = 0; n < N; ++n) Start(n, -1e30f);
+  }
 
-inline RowPart PartOf(const float* logits, int64_t count) {
-  auto load = [&](int64_t i, auto some) {
-    Vec z = LoadUpTo(logits + i, some);
+  void Add(const Tile& tile) {
+    constexpr float kAhead = 60;
+    Vec ahead = Broadcast(-1e30f);
+    for (int64_t r = 0; r < tile.rows; ++r)
+      ahead = MaxOf(RowLargest(tile, r) - from_.data()[tile.row + r], ahead);
+    if (Largest(ahead) > kAhead) Raise(tile);
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const float from = from_.data()[tile.row + r];
+      Vec sum = Load(Sums(tile.row + r));
+      ForVectors(tile.columns, [&](int64_t i, auto some) {
+        sum += Exp(LoadLogits(tile, r, i, some) - from);
+      });
+      Store(Sums(tile.row + r), sum);
+    }
+  }
+
+  // What the row's logits come to so far; further ones are summed up from there on.
+  float LogSumExp(int64_t n) {
+    double total = 0;
+    for (int lane = 0; lane < kLanes; ++lane) total += Sums(n)[lane];
+    const float lse = from_.data()[n] + __builtin_logf(static_cast<float>(total));
+    Start(n, lse);
+    return lse;
+  }
+
+ private:
+  float* Sums(int64_t n) const { return sums_.data() + n * kLanes; }
+  void Start(int64_t n, float lse) {  // of which e^(lse - from) = 1
+    Vec one{};
+    one[0] = 1;
+    from_.data()[n] = lse;
+    Store(Sums(n), one);
+  }
+  void Raise(const Tile& tile) {
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const float before = from_.data()[tile.row + r];
+      const float largest = Max(before, Largest(RowLargest(tile, r)));
+      from_.data()[tile.row + r] = largest;
+      Store(Sums(tile.row + r), Load(Sums(tile.row + r)) * Exp(Broadcast(before - largest)));
+    }
+  }
+  template <typename Count>
+  static Vec LoadLogits(const Tile& tile, int64_t r, int64_t i, Count some) {
+    Vec z = LoadUpTo(tile.data + r * tile.ld + i, some);
     for (int64_t lane = some; lane < kLanes; ++lane) z[lane] = -1e30f;
     return z;
-  };
-  Vec max = Broadcast(-1e30f), sum{};
-  ForVectors(count, [&](int64_t i, auto some) { max = MaxOf(max, load(i, some)); });
-  const float largest = Largest(max);
-  ForVectors(count, [&](int64_t i, auto some) { sum += Exp(load(i, some) - largest); });
-  return {largest, Sum(sum)};
-}
+  }
+  static Vec RowLargest(const Tile& tile, int64_t r) {
+    Vec largest = Broadcast(-1e30f);
+    ForVectors(tile.columns, [&](int64_t i, auto some) {
+      largest = MaxOf(LoadLogits(tile, r, i, some), largest);
+    });
+    return largest;
+  }
 
-// The log-sum-exp of a row of which `before` is known, from more parts of it.
-inline float LogSumExp(float before, const RowPart* parts, int64_t count) {
-  float largest = before;
-  for (int64_t i = 0; i < count; ++i) largest = Max(largest, parts[i].largest);
-  double total = Exp(Broadcast(before - largest))[0];
-  for (int64_t i = 0; i < count; ++i)
-    total += parts[i].total * Exp(Broadcast(parts[i].largest - largest))[0];
-  return largest + __builtin_logf(static_cast<float>(total));
-}
+  SharedScratch<float> from_, sums_;
+};
 
 // losses (N), and the log-sum-exp of each row, without any logits in memory.
 template <typename T, typename W>
 void ClassifierLosses(Threads& threads, int64_t N, int64_t C, int64_t V, const T* lnf,
                       const W* wte, const int32_t* targets, float* losses, float* lse) {
-  constexpr int64_t kColumns = PanelsOf<T>::Type::kNR;  // of a tile
-  const int64_t at_once = N > kClassifierRows ? kClassifierPiece : V;
-  const int64_t tiles = CeilDiv(Min(at_once, V), kColumns);
   SharedScratch<float> target_scratch(N);
-  SharedScratch<RowPart> part_scratch(N * tiles);
   float* target_logit = target_scratch.data();
-  RowPart* parts = part_scratch.data();
-  for (int64_t n = 0; n < N; ++n) lse[n] = -1e30f;
-  for (int64_t v0 = 0; v0 < V; v0 += at_once) {
-    const int64_t piece = Min(at_once, V - v0);
-    Gemm<T>(threads, N, piece, C, Rows(lnf, C), Rows(wte + v0 * C, C), [&](const Tile& tile) {
+  RowSums sums(N);
+  for (int64_t v0 = 0; v0 < V; v0 += kClassifierPiece) {
+    const int64_t piece = Min(kClassifierPiece, V - v0);
+    auto add = [&](const Tile& tile) {
+      sums.Add(tile);
       for (int64_t r = 0; r < tile.rows; ++r) {
         const int64_t n = tile.row + r, target = targets[n] - v0 - tile.column;
-        const float* logits = tile.data + r * tile.ld;
-        parts[n * tiles + tile.column / kColumns] = PartOf(logits, tile.columns);
-        if (0 <= target && target < tile.columns) target_logit[n] = logits[target];
+        if (0 <= target && target < tile.columns)
+          target_logit[n] = tile.data[r * tile.ld + target];
       }
-    });
-    ParallelFor(threads, N, [&](int64_t n) {
-      lse[n] = LogSumExp(lse[n], parts + n * tiles, CeilDiv(piece, kColumns));
-    });
+    };
+    Gemm<T, /*own_rows=*/true>(threads, N, piece, C, Rows(lnf, C), Rows(wte + v0 * C, C), add);
+    for (int64_t n = 0; n < N; ++n) lse[n] = sums.LogSumExp(n);
   }
   for (int64_t n = 0; n < N; ++n) losses[n] = targets[n] < 0 ? 0 : lse[n] - target_logit[n];
 }
@@ -209,6 +244,18 @@ void ClassifierLosses(Threads& threads, int64_t N, int64_t C, int64_t V, const T
 // A piece of dlogits has rows of so many more elements, or they would be a multiple of 4 KiB apart
 // and share a few places of the caches.
 constexpr int64_t kClassifierGap = 32;
+
+// dlogits of `count` neighbours in a row, of which those from V on are 0; target may be elsewhere.
+template <typename T>
+void GradientOfLogits(const float* logits, int64_t count, int64_t V, int64_t target, float lse,
+                      float dloss, T* dlogits) {
+  ForVectors(count, [&](int64_t i, auto some) {
+    StoreUpTo(dlogits + i, PowerOf<T>(LoadUpTo(logits + i, some), lse) * dloss, some);
+  });
+  if (0 <= target && target < count)
+    FromFloat(PowerOf<T>(Broadcast(logits[target]), lse)[0] * dloss - dloss, &dlogits[target]);
+  for (int64_t i = Max<int64_t>(V, 0); i < count; ++i) FromFloat(0, &dlogits[i]);
+}
 
 // Columns of dlogits that a workspace has room for behind a row of dlnf for each of N rows.
 template <typename T>
@@ -234,23 +281,18 @@ void ClassifierByPieces(Threads& threads, int64_t N, int64_t C, int64_t V, int64
   __builtin_memset(sum, 0, N * C * sizeof(float));
   for (int64_t v0 = 0; v0 < Vp; v0 += at_once) {
     const int64_t piece = Min(at_once, Vp - v0), ld = at_once + kClassifierGap;
-    Gemm<T>(
-        threads, N, piece, C, Rows(lnf, C), Rows(wte + v0 * C, C),
-        [&](const Tile& tile) {
-          ForTile(tile, [&](int64_t n, int64_t v, Vec z, int64_t some) {
-            const float dloss = targets[n] < 0 ? 0 : dlosses[n];
-            Vec gradient = PowerOf<T>(z, lse[n]) * dloss;
-            int64_t lane = targets[n] - v0 - v;
-            if (0 <= lane && lane < kLanes) gradient[lane] -= dloss;
-            for (lane = Max<int64_t>(0, V - v0 - v); lane < kLanes; ++lane) gradient[lane] = 0;
-            StoreUpTo(dlogits + n * ld + v, gradient, some);
-          });
-        });
+    Gemm<T>(threads, N, piece, C, Rows(lnf, C), Rows(wte + v0 * C, C), [&](const Tile& tile) {
+      for (int64_t r = 0; r < tile.rows; ++r) {
+        const int64_t n = tile.row + r, v = v0 + tile.column;
+        GradientOfLogits(tile.data + r * tile.ld, tile.columns, V - v, targets[n] - v, lse[n],
+                         targets[n] < 0 ? 0 : dlosses[n], dlogits + n * ld + tile.column);
+      }
+    });
     Gemm<T>(
         threads, N, C, piece, Rows(dlogits, ld), Columns(wte + v0 * C, C),
         [&](const Tile& tile) {
           TileOf<float, P> before(tile, sum, C);
-          ForTile(tile, [&](int64_t n, int64_t c, Vec v, int64_t some) {
+          ForTile(tile, [&](int64_t n, int64_t c, Vec v, auto some) {
             v += before.Get(n, c);
             if (v0 + piece == Vp)
               StoreUpTo(dlnf + n * C + c, v, some);

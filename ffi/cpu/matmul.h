@@ -16,11 +16,11 @@ namespace llmc::LLMC_ISA {
 
 // Calls each(row, column, v, n) for the vectors of a tile, n of whose elements exist.
 template <typename Each>
-void ForTile(const Tile& tile, const Each& each) {
+[[gnu::always_inline]] inline void ForTile(const Tile& tile, const Each& each) {
   for (int64_t r = 0; r < tile.rows; ++r)
-    for (int64_t c = 0; c < tile.columns; c += kLanes)
-      each(tile.row + r, tile.column + c, Load(tile.data + r * tile.ld + c),
-           Min<int64_t>(kLanes, tile.columns - c));
+    ForVectors(tile.columns, [&](int64_t c, auto some) {
+      each(tile.row + r, tile.column + c, Load(tile.data + r * tile.ld + c), some);
+    });
 }
 
 // The elements of a tile of a row-major tensor (..., columns), laid out as tile.data is.
@@ -32,7 +32,7 @@ template <typename T, typename P = typename PanelsOf<T>::Type>
 class TileOf {
  public:
   TileOf(const Tile& tile, const T* data, int64_t columns) : tile_(tile) {
-    ForTile(tile, [&](int64_t row, int64_t column, Vec, int64_t some) {
+    ForTile(tile, [&](int64_t row, int64_t column, Vec, auto some) {
       Store(At(row, column), LoadUpTo(data + row * columns + column, some));
     });
   }
@@ -58,9 +58,9 @@ void BiasGradient(Threads& threads, int64_t N, int64_t OC, const T* dout, float*
     float* sum = partial + block * padded;
     __builtin_memset(sum, 0, padded * sizeof(float));
     for (int64_t n = block * kRows; n < Min(N, (block + 1) * kRows); ++n)
-      for (int64_t i = 0; i < OC; i += kLanes)
-        Store(sum + i,
-              Load(sum + i) + LoadUpTo(dout + n * OC + i, Min<int64_t>(kLanes, OC - i)));
+      ForVectors(OC, [&](int64_t i, auto some) {
+        Store(sum + i, Load(sum + i) + LoadUpTo(dout + n * OC + i, some));
+      });
   });
   SumOfBlocks(partial, blocks, padded, OC, dbias);
 }
@@ -69,7 +69,7 @@ template <typename T, typename W>
 void MatmulForward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* inp,
                    const W* weight, const float* bias, T* out) {
   Linear(threads, N, C, OC, inp, weight, [&](const Tile& tile) {
-    ForTile(tile, [&](int64_t n, int64_t oc, Vec v, int64_t some) {
+    ForTile(tile, [&](int64_t n, int64_t oc, Vec v, auto some) {
       StreamUpTo(out + n * OC + oc, v + LoadUpTo(bias + oc, some), some);
     });
     StreamFence();
@@ -81,7 +81,7 @@ template <typename T, typename G>
 void WeightGradient(Threads& threads, int64_t N, int64_t C, int64_t OC, const Operand<T>& dout_t,
                     const T* inp, G* dweight) {
   Gemm<T>(threads, OC, C, N, dout_t, Columns(inp, C), [&](const Tile& tile) {
-    ForTile(tile, [&](int64_t oc, int64_t c, Vec v, int64_t some) {
+    ForTile(tile, [&](int64_t oc, int64_t c, Vec v, auto some) {
       StreamUpTo(dweight + oc * C + c, v, some);
     });
     StreamFence();
@@ -94,7 +94,7 @@ void MatmulBackward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T*
   BiasGradient(threads, N, OC, dout, dbias);
   WeightGradient(threads, N, C, OC, Columns(dout, OC), inp, dweight);
   Gemm<T>(threads, N, C, OC, Rows(dout, OC), Columns(weight, C), [&](const Tile& tile) {
-    ForTile(tile, [&](int64_t n, int64_t c, Vec v, int64_t some) {
+    ForTile(tile, [&](int64_t n, int64_t c, Vec v, auto some) {
       StreamUpTo(dinp + n * C + c, v, some);
     });
     StreamFence();
@@ -123,7 +123,7 @@ void MlpForward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* inp,
                 const float* fcb, const W* fcprojw, const float* fcprojb, T* out, T* fch,
                 T* fch_gelu) {
   Linear(threads, N, C, H, inp, fcw, [&](const Tile& tile) {
-    ForTile(tile, [&](int64_t n, int64_t h, Vec v, int64_t some) {
+    ForTile(tile, [&](int64_t n, int64_t h, Vec v, auto some) {
       Vec x = Rounded<T>(v + LoadUpTo(fcb + h, some));
       StreamUpTo(fch + n * H + h, x, some);
       StreamUpTo(fch_gelu + n * H + h, x * GeluSigmoid<T>(x), some);
@@ -142,7 +142,7 @@ void MlpBackward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* fch
       threads, N, H, C, Rows(dout, C), Columns(fcprojw, H),
       [&](const Tile& tile) {
         TileOf<T> fch_tile(tile, fch, H);
-        ForTile(tile, [&](int64_t n, int64_t h, Vec dgelu, int64_t some) {
+        ForTile(tile, [&](int64_t n, int64_t h, Vec dgelu, auto some) {
           Vec x = fch_tile.Get(n, h), s = GeluSigmoid<T>(x);
           StreamUpTo(fch_gelu + n * H + h, x * s, some);
           StreamUpTo(dfch + n * H + h, dgelu * GeluSlope(x, s), some);

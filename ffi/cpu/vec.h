@@ -210,7 +210,7 @@ struct Whole {
 
 // Calls body(i, n) for the vectors of a row of C, of which n elements exist.
 template <typename Body>
-void ForVectors(int64_t C, const Body& body) {
+[[gnu::always_inline]] inline void ForVectors(int64_t C, const Body& body) {
   int64_t i = 0;
   for (; i + kLanes <= C; i += kLanes) body(i, Whole{});
   if (i < C) body(i, C - i);
