@@ -149,94 +149,59 @@ void ClassifierByRows(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t
   }
 }
 
-// The log-sum-exp of rows whose logits come tile by tile, those of a row in one task.
-//
-// Of each row there are sums of e^(z - from), one in each lane, so that a tile need not be reduced to
-// numbers. `from` is the log-sum-exp of the pieces before; it is raised, and the sums are scaled,
-// only where a tile is so far above that they could overflow.
-class RowSums {
- public:
-  explicit RowSums(int64_t N) : from_(N), sums_(N * kLanes) {
-    for (int64_t n = 0; n < N; ++n) Start(n, -1e30f);
-  }
+// Some logits of a row; lanes beyond them have no part in a largest or in a sum of e^z.
+template <typename Count>
+Vec LoadLogits(const float* p, Count some) {
+  Vec z = LoadUpTo(p, some);
+  for (int64_t lane = some; lane < kLanes; ++lane) z[lane] = -1e30f;
+  return z;
+}
 
-  void Add(const Tile& tile) {
-    constexpr float kAhead = 60;
-    Vec ahead = Broadcast(-1e30f);
-    for (int64_t r = 0; r < tile.rows; ++r)
-      ahead = MaxOf(RowLargest(tile, r) - from_.data()[tile.row + r], ahead);
-    if (Largest(ahead) > kAhead) Raise(tile);
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      const float from = from_.data()[tile.row + r];
-      Vec sum = Load(Sums(tile.row + r));
-      ForVectors(tile.columns, [&](int64_t i, auto some) {
-        sum += Exp(LoadLogits(tile, r, i, some) - from);
-      });
-      Store(Sums(tile.row + r), sum);
-    }
-  }
+// What logits of a row come to: their largest, and the sum of e^(z - largest).
+inline void PartOf(const float* logits, int64_t count, float* largest, float* total) {
+  Vec max = Broadcast(-1e30f), sum{};
+  ForVectors(count, [&](int64_t i, auto n) { max = MaxOf(max, LoadLogits(logits + i, n)); });
+  *largest = Largest(max);
+  ForVectors(count, [&](int64_t i, auto n) { sum += Exp(LoadLogits(logits + i, n) - *largest); });
+  *total = Sum(sum);
+}
 
-  // What the row's logits come to so far; further ones are summed up from there on.
-  float LogSumExp(int64_t n) {
-    double total = 0;
-    for (int lane = 0; lane < kLanes; ++lane) total += Sums(n)[lane];
-    const float lse = from_.data()[n] + __builtin_logf(static_cast<float>(total));
-    Start(n, lse);
-    return lse;
-  }
-
- private:
-  float* Sums(int64_t n) const { return sums_.data() + n * kLanes; }
-  void Start(int64_t n, float lse) {  // of which e^(lse - from) = 1
-    Vec one{};
-    one[0] = 1;
-    from_.data()[n] = lse;
-    Store(Sums(n), one);
-  }
-  void Raise(const Tile& tile) {
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      const float before = from_.data()[tile.row + r];
-      const float largest = Max(before, Largest(RowLargest(tile, r)));
-      from_.data()[tile.row + r] = largest;
-      Store(Sums(tile.row + r), Load(Sums(tile.row + r)) * Exp(Broadcast(before - largest)));
-    }
-  }
-  template <typename Count>
-  static Vec LoadLogits(const Tile& tile, int64_t r, int64_t i, Count some) {
-    Vec z = LoadUpTo(tile.data + r * tile.ld + i, some);
-    for (int64_t lane = some; lane < kLanes; ++lane) z[lane] = -1e30f;
-    return z;
-  }
-  static Vec RowLargest(const Tile& tile, int64_t r) {
-    Vec largest = Broadcast(-1e30f);
-    ForVectors(tile.columns, [&](int64_t i, auto some) {
-      largest = MaxOf(LoadLogits(tile, r, i, some), largest);
-    });
-    return largest;
-  }
-
-  SharedScratch<float> from_, sums_;
-};
+// The log-sum-exp of a row of which `before` is known, from more parts of it.
+inline float LogSumExp(float before, const float* largest, const float* total, int64_t parts) {
+  Vec max = Broadcast(before), sum{};
+  ForVectors(parts, [&](int64_t i, auto n) { max = MaxOf(max, LoadLogits(largest + i, n)); });
+  const float m = Largest(max);
+  ForVectors(parts, [&](int64_t i, auto n) {
+    sum += LoadUpTo(total + i, n) * Exp(LoadLogits(largest + i, n) - m);
+  });
+  return m + __builtin_logf(Sum(sum) + Exp(Broadcast(before - m))[0]);
+}
 
 // losses (N), and the log-sum-exp of each row, without any logits in memory.
 template <typename T, typename W>
 void ClassifierLosses(Threads& threads, int64_t N, int64_t C, int64_t V, const T* lnf,
                       const W* wte, const int32_t* targets, float* losses, float* lse) {
-  SharedScratch<float> target_scratch(N);
+  constexpr int64_t kColumns = PanelsOf<T>::Type::kNR;  // of a tile
+  const int64_t at_once = N > kClassifierRows ? kClassifierPiece : V;
+  const int64_t tiles = CeilDiv(Min(at_once, V), kColumns);
+  SharedScratch<float> target_scratch(N), part_scratch(2 * N * tiles);
   float* target_logit = target_scratch.data();
-  RowSums sums(N);
-  for (int64_t v0 = 0; v0 < V; v0 += kClassifierPiece) {
-    const int64_t piece = Min(kClassifierPiece, V - v0);
-    auto add = [&](const Tile& tile) {
-      sums.Add(tile);
+  float *largest = part_scratch.data(), *total = largest + N * tiles;  // (N,tiles)
+  for (int64_t n = 0; n < N; ++n) lse[n] = -1e30f;
+  for (int64_t v0 = 0; v0 < V; v0 += at_once) {
+    const int64_t piece = Min(at_once, V - v0);
+    Gemm<T>(threads, N, piece, C, Rows(lnf, C), Rows(wte + v0 * C, C), [&](const Tile& tile) {
       for (int64_t r = 0; r < tile.rows; ++r) {
         const int64_t n = tile.row + r, target = targets[n] - v0 - tile.column;
-        if (0 <= target && target < tile.columns)
-          target_logit[n] = tile.data[r * tile.ld + target];
+        const int64_t part = n * tiles + tile.column / kColumns;
+        const float* logits = tile.data + r * tile.ld;
+        PartOf(logits, tile.columns, &largest[part], &total[part]);
+        if (0 <= target && target < tile.columns) target_logit[n] = logits[target];
       }
-    };
-    Gemm<T, /*own_rows=*/true>(threads, N, piece, C, Rows(lnf, C), Rows(wte + v0 * C, C), add);
-    for (int64_t n = 0; n < N; ++n) lse[n] = sums.LogSumExp(n);
+    });
+    ParallelFor(threads, N, [&](int64_t n) {
+      lse[n] = LogSumExp(lse[n], largest + n * tiles, total + n * tiles, CeilDiv(piece, kColumns));
+    });
   }
   for (int64_t n = 0; n < N; ++n) losses[n] = targets[n] < 0 ? 0 : lse[n] - target_logit[n];
 }

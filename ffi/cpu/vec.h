@@ -247,9 +247,9 @@ inline Vec Exp(Vec x) {
 #endif
 }
 
-// A power, as exactly as a result that is rounded to T asks for: e^x for float; 2^x for bfloat16, to
-// 7.5e-5, a 25th of its rounding (a cubic in x - floor(x), the best by relative error), for x <= 127.
-// Natural exponents times kPerNat make e^x of both.
+// A power, as exactly as a result that is rounded to T asks for: e^x for float; 2^x for bfloat16,
+// to 7.5e-5, a 25th of its rounding (a cubic in x - floor(x), the best by relative error), for
+// x <= 127. Natural exponents times kPerNat make e^x of both.
 template <typename T>
 struct Power;
 template <>
