@@ -29,8 +29,8 @@ def make_state(
     """The initial state, or that of checkpoint `start` if it is not 0; and memory for gradients.
 
     weights: what --model read from a file, and afterwards nothing: they are as large as the
-    parameters, and would be there for the whole run. Empty: they are --init_from's, or drawn. zeros:
-    what `maker_of_zeros` makes, which may be under way.
+    parameters, and would be there for the whole run. Empty: they are --init_from's, or drawn.
+    zeros: what `maker_of_zeros` makes, which may be under way.
     """
     if start:
         weights.clear()
