@@ -46,6 +46,7 @@ def set_up(cfg: TrainConfig) -> Setup:
     processes.start(cfg)
     with processes.all_or_none():
         model, weights = processes.in_turn(partial(open_model, cfg.model))
+        refuse_weights_twice(cfg, weights)
         ffi.select_isa(cfg.cpu_isa)
         cache = compilation_cache.enable(cfg.compilation_cache, names=bool(cfg.profile_steps))
         mesh = parallel.make_mesh()
@@ -65,6 +66,14 @@ def refuse_mapping(cfg: TrainConfig) -> None:
         raise BadInput(
             f"--mapper=pmap keeps the whole state on every device; with "
             f"--zero_stage={cfg.zero_stage} take --mapper=shard_map."
+        )
+
+
+def refuse_weights_twice(cfg: TrainConfig, weights: Params | None) -> None:
+    """Raises BadInput where --model has named weights and --init_from does too."""
+    if weights is not None and cfg.init_from:
+        raise BadInput(
+            f"--model={cfg.model} and --init_from={cfg.init_from} both name weights; give one."
         )
 
 

@@ -36,7 +36,7 @@ def make_state(
         weights.clear()
         return restored_state(model, cfg, checkpoints, start, mesh), zeros.result()[2]
     if cfg.init_from:
-        weights.append(weights_of_another_run(cfg, model, weights))
+        weights.append(weights_of_another_run(cfg, model))
     place = partial(parallel.place_params, mesh=mesh, stage=shards.stage_in_force(cfg, mesh.size))
     params = placed(weights, place) if weights else initialize(model, cfg.seed, place)
     m, v, gradients = zeros.result()
@@ -76,13 +76,8 @@ def restored_state(
     return state
 
 
-def weights_of_another_run(cfg: TrainConfig, model: ModelConfig, weights: list) -> Params:
-    """The parameters of --init_from. Raises BadInput where they are not of the model asked for, or
-    --model has named some too."""
-    if weights:
-        raise BadInput(
-            f"--model={cfg.model} and --init_from={cfg.init_from} both name weights; give one."
-        )
+def weights_of_another_run(cfg: TrainConfig, model: ModelConfig) -> Params:
+    """The parameters of --init_from. Raises BadInput where they are not of the model asked for."""
     checkpoints, step = open_weights(cfg.init_from)
     saved = ModelConfig(**checkpoints.restore_run(step)["model"])
     if saved != model:

@@ -9,6 +9,8 @@ import pytest
 
 from llmc_jax import config, train
 from llmc_jax.config import BadInput
+from llmc_jax.interop import llmc
+from llmc_jax.models.initialize import initialize
 from llmc_jax.training import manifest
 from tests import tiny
 from tests.survive.runs import folder_of, log, run_of, steps
@@ -108,3 +110,12 @@ def test_init_from_refuses(cfg, trained, monkeypatch, options, message):
     options = dict(init_from=trained.output_dir) | options
     with pytest.raises(BadInput, match=message):
         train.main(dataclasses.replace(cfg, **options))
+
+
+def test_weights_are_named_once(cfg, tmp_path):
+    """And a run that names them twice is refused before it has a directory."""
+    file = tmp_path / "model.bin"
+    llmc.write_model(file, tiny.MODEL, initialize(tiny.MODEL, seed=1))
+    with pytest.raises(BadInput, match="both name weights; give one"):
+        train.main(dataclasses.replace(cfg, model=str(file), init_from="elsewhere"))
+    assert not Path(cfg.output_dir).exists()
