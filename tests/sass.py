@@ -25,12 +25,14 @@ GOLDEN = Path(__file__).parent / "testdata" / "cuda_sass.json"
 #   LDG.E.128 ...   16 bytes a thread from and to global memory
 #   RED, REDG       atomic additions
 #   LDL, STL        local memory: a register that had to be put away
+# and BESIDE: the exponentials between a wait for some products of a warpgroup and one for all.
 COUNTED = (
     "HGMMA", "HMMA", "UTMALDG", "UTMASTG", "LDGSTS", "LDSM", "LDG.E.128", "STG.E.128",
     "RED", "REDG", "LDL", "STL",
 )  # fmt: skip
+BESIDE = "MUFU.EX2.BESIDE"
 
-Kernels = dict[str, Counter]  # name -> registers, stack, and those of COUNTED that occur
+Kernels = dict[str, Counter]  # name -> registers, stack, and those of COUNTED and BESIDE that occur
 
 
 def cuobjdump() -> str | None:
@@ -47,7 +49,7 @@ def read(library: Path) -> dict[str, Kernels]:
     """Architecture -> its kernels; names without namespaces, hashes and parameters."""
     architectures: dict[str, Kernels] = {}
     kernels: Kernels = {}
-    name = ""
+    name, beside = "", False
     for line in [*_dump(library, "-res-usage"), *_dump(library, "-sass")]:
         if match := re.match(r"arch = (\w+)", line):
             kernels = architectures.setdefault(match[1], {})
@@ -58,8 +60,12 @@ def read(library: Path) -> dict[str, Kernels]:
             kernels[name] = Counter(registers=registers)
             if stack + local:
                 kernels[name]["stack"] = stack + local
-        elif match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([\w.]+)", line):
+        elif match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([\w.]+)([^;]*)", line):
             kernels[name].update(opcode for opcode in COUNTED if _is(match[1], opcode))
+            if match[1].startswith("WARPGROUP.DEPBAR"):
+                beside = not match[2].rstrip().endswith("0x0")
+            elif beside and match[1] == "MUFU.EX2":
+                kernels[name][BESIDE] += 1
     return {architecture: kernels for architecture, kernels in architectures.items() if kernels}
 
 

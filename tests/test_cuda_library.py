@@ -71,6 +71,12 @@ def test_kernels_use_the_instructions_they_are_written_for(kernels, architecture
             assert all(counts[opcode] for counts in found), (prefix, opcode)
 
 
+@pytest.mark.parametrize("T", ["__half", "__nv_bfloat16"])
+def test_a_warpgroup_makes_exponentials_beside_its_products(kernels, T):
+    """Two for each pair of the 64 x 128 scores, but ptxas likes to wait for the products first."""
+    assert kernels["sm_90a"][f"hopper::Forward<{T}, 64>"][sass.BESIDE] >= 64
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_the_compiler_keeps_products_of_warpgroups_asynchronous(direction, tmp_path):
     """Where it cannot, ptxas makes them one after another and says so in a remark, C7510 and its

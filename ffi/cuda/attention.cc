@@ -27,11 +27,11 @@ AttentionSizes Sizes(Checker& check, const Any& qkv, int64_t NH) {
                       TypeString(type) + other);
   else
     check.Fail("qkv is " + TypeString(type) + ", expected float32, bfloat16 or float16");
-  // what the kernels count in 32 bits: the numbers of a sequence, and their blocks
-  int64_t blocks = sizes.B * NH * ((sizes.T + 31) / 32);
+  // what the kernels count in 32 bits: the numbers of a sequence, and blocks, of eight rows or more
+  int64_t blocks = sizes.B * NH * ((sizes.T + 7) / 8);
   check.Require(sizes.T * width < int64_t{1} << 32 && blocks < int64_t{1} << 31,
                 "qkv is " + ShapeString(qkv.dimensions()) +
-                    ", expected T * 3C < 2^32 and B * NH * T / 32 < 2^31");
+                    ", expected T * 3C < 2^32 and B * NH * T / 8 < 2^31");
   return sizes;
 }
 

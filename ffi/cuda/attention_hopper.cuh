@@ -47,6 +47,7 @@ struct Room {
   __device__ void WaitUntilFull(int parity) { ptx::BarrierWait(&full, parity); }
   // By all threads that read.
   __device__ void Release() {
+    __syncwarp();
     if (threadIdx.x % kWarpSize == 0) ptx::BarrierArrive(&empty);
   }
 };

@@ -196,7 +196,7 @@ __device__ inline void Compute(BackwardShared<T>& shared, const Shape& shape, fl
       lse.Load(shared.lse[ring.stage]);
       delta.Load(shared.delta[ring.stage]);
       if constexpr (!kDiagonal) {
-        ptx::ProductWait<2>(dv, dk);
+        ptx::ProductWait<2>(dv, dk, p, ds);
         if (query > first + kQueries) shared.q_room[last.stage].Release();
       }
       ptx::ProductWait<1>(s);
@@ -222,7 +222,7 @@ __device__ inline void Compute(BackwardShared<T>& shared, const Shape& shape, fl
           ptx::NamedBarrierSync(kDs + turn, kConsumers * ptx::kWarpgroup);
         ptx::ProductFence(dq);
         StartDq<T, kDiagonal ? kOwn : kKeys>(dq, shared.ds[turn], k);
-        ptx::ProductWait<0>(dq, dv, dk);
+        ptx::ProductWait<0>(dq, dv, dk, p, ds);
         AddDq(dq, head_dq, stride, query, shape.T);
       } else {
         ptx::NamedBarrierArrive(kDs + turn, kConsumers * ptx::kWarpgroup);
@@ -236,7 +236,7 @@ __device__ inline void Compute(BackwardShared<T>& shared, const Shape& shape, fl
       last = ring;
       ring.Next();
     }
-    ptx::ProductWait<0>(dv, dk);
+    ptx::ProductWait<0>(dv, dk, p, ds);
     if (first + kQueries < shape.T) shared.q_room[last.stage].Release();
     shared.kv_room[kv.stage].Release();
 

@@ -183,7 +183,9 @@ __device__ inline void Compute(ForwardShared<T, kHS>& shared, const Shape& shape
       ptx::ProductWait<1>(s);
       shared.k_room[kv.stage].Release();
       softmax.Update(s, shrink);
-      ptx::ProductWait<0>(out);
+      // the exponentials beside the product; at HS 128 there are no registers for that
+      if constexpr (kHS == 64) ptx::BeforeWait(softmax.sum[0] + softmax.sum[1]);
+      ptx::ProductWait<0>(out, p);
       shared.v_room[last.stage].Release();
 #pragma unroll
       for (int part = 0; part < kParts; ++part)
@@ -195,7 +197,7 @@ __device__ inline void Compute(ForwardShared<T, kHS>& shared, const Shape& shape
     shared.v_room[kv.stage].WaitUntilFull(kv.parity);
     ptx::ProductFence(out, p);
     StartOut<T>(out, p, shared.v[kv.stage]);
-    ptx::ProductWait<0>(out);
+    ptx::ProductWait<0>(out, p);
     shared.v_room[kv.stage].Release();
     kv.Next();
 

@@ -112,11 +112,14 @@ Status Launch(void (*kernel)(Params...), dim3 grid, dim3 threads, size_t shared,
     cudaError_t error = cudaFuncSetAttribute(
         reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
         static_cast<int>(shared));
-    if (error != cudaSuccess) return ToStatus(error);
+    if (error != cudaSuccess) {
+      cudaGetLastError();  // or the next launch would report it
+      return ToStatus(error);
+    }
   }
   kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(
       static_cast<Params>(args)...);
-  return ToStatus(cudaPeekAtLastError());
+  return ToStatus(cudaGetLastError());
 }
 
 inline int Architecture() {

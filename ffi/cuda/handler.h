@@ -1,7 +1,7 @@
 // From a checked call to a launch: streams, element types, errors. Compiled by the host's compiler.
 //
-// No handler allocates memory, waits or asks the device anything, so that XLA may record its
-// launches in a CUDA graph. Scratch memory is a result of its own, named so.
+// No handler allocates memory or waits, and of the device it asks only what it is, so that XLA may
+// record its launches in a CUDA graph. Scratch memory is a result of its own, named so.
 #pragma once
 
 #include <cstring>

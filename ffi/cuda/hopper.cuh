@@ -211,7 +211,13 @@ __device__ inline void ProductFence(Registers&... registers) {
 __device__ inline void ProductCommit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-// Until at most the last kBut groups are under way; `registers`: those of what is done then.
+// Has what x, which is not negative, is made of come before the next ProductWait, so that it is
+// computed beside the products: ptxas moves waits up over all arithmetic, but not over a branch.
+__device__ inline void BeforeWait(float x) {
+  if (x < 0) __trap();
+}
+// Until at most the last kBut groups are under way; `registers`: those of what is done then, the
+// operands that may be written again among them.
 template <int kBut, typename... Registers>
 __device__ inline void ProductWait(Registers&... registers) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kBut) : "memory");

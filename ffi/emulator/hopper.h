@@ -160,6 +160,7 @@ inline void ProductCommit() {
   emulator::InWarpgroup("wgmma.commit_group", nothing,
                         [](int**) { MyProducts().groups.Commit(); });
 }
+inline void BeforeWait(float) {}
 template <int kBut, typename... Registers>
 void ProductWait(Registers&...) {
   int nothing = 0;
