@@ -142,6 +142,7 @@ def _write_checkpoint(cfg: ExportConfig, source: Source) -> None:
         config=dict(model=_descriptor(cfg.source, source.model), dtype=source.dtype),
         model=dataclasses.asdict(source.model),
         loader=source.loader or {},
+        loop_done=False,  # its first validation shows whether it is the model that was meant
     )
     with locked(run.root), Checkpointer(run.checkpoints) as checkpoints:
         checkpoints.save(parallel.replicate(state, parallel.make_mesh()), record, source.step)

@@ -160,7 +160,8 @@ def first_state(setup: Setup, place: Place, startup: Startup):
     Python traces the step, then draws parameters; beside it memory is touched for the first time,
     and XLA compiles.
     """
-    cfg, model, mesh, start = setup.cfg, setup.model, setup.mesh, place.start.step
+    cfg, model, mesh = setup.cfg, setup.model, setup.mesh
+    start = place.start.step if place.start.saved else None
     if place.checkpoints:
         like = jax.eval_shape(init_state, gpt2.shapes(model))
         place.checkpoints.reserve(like, touch=cfg.saves_checkpoints)

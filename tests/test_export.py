@@ -85,6 +85,26 @@ def test_training_starts_from_a_file(trained, tmp_path):
         assert first == pytest.approx(last, rel=1e-6)
 
 
+def test_an_exported_file_is_trained_on(trained, tmp_path, capsys):
+    """Its checkpoint is of step 0, and all that follows is as from --model=the file."""
+    run(trained.output_dir, "llmc", tmp_path / "a.bin")
+    run(tmp_path / "a.bin", "checkpoint", tmp_path / "resumed")
+    capsys.readouterr()
+    train.main(dataclasses.replace(trained, output_dir=f"{tmp_path}/resumed", resume=True))
+    from_file = dict(model=f"{tmp_path}/a.bin", output_dir=f"{tmp_path}/from_file")
+    train.main(dataclasses.replace(trained, **from_file))
+    assert f"resuming {tmp_path}/resumed at step 0" in capsys.readouterr().out
+    resumed, from_file = (
+        [
+            (m["step"], m.get("val_loss"), m.get("train_loss"))
+            for m in read_metrics(tmp_path / name / "metrics.jsonl")
+        ]
+        for name in ("resumed", "from_file")
+    )
+    last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["val_loss"]
+    assert resumed == from_file and resumed[0][1] == pytest.approx(last, rel=1e-6)
+
+
 def test_generation_takes_a_file(tmp_path, monkeypatch, capsys):
     """The same text from llm.c's file, from Hugging Face's folder and from a run."""
     small = config.ModelConfig(L=1, NH=2, C=16, maxT=16)

@@ -22,17 +22,17 @@ def make_state(
     weights: list[Params],
     cfg: TrainConfig,
     checkpoints: Checkpointer | None,
-    start: int,
+    start: int | None,
     mesh,
     zeros: Future,
 ) -> tuple[TrainState, Params | None]:
-    """The initial state, or that of checkpoint `start` if it is not 0; and memory for gradients.
+    """The initial state, or that of checkpoint `start` if it is not None; and memory for gradients.
 
     weights: what --model read from a file, and afterwards nothing: they are as large as the
     parameters, and would be there for the whole run. Empty: they are --init_from's, or drawn.
     zeros: what `maker_of_zeros` makes, which may be under way.
     """
-    if start:
+    if start is not None:
         weights.clear()
         return restored_state(model, cfg, checkpoints, start, mesh), zeros.result()[2]
     if cfg.init_from:
@@ -53,10 +53,10 @@ def placed(weights: list[Params], place: Callable) -> Params:
     return structure.unflatten(params)
 
 
-def maker_of_zeros(state: TrainState, gradients, start: int) -> Callable[[], list]:
+def maker_of_zeros(state: TrainState, gradients, start: int | None) -> Callable[[], list]:
     """A compiled function of what begins as zeros in a state of the shapes of `state`, and the
     memory for gradients: (m, v, gradients); of a run that goes on from `start`, the last only."""
-    moments = (None, None) if start else (state.m, state.v)
+    moments = (state.m, state.v) if start is None else (None, None)
     makers = [parallel.maker_of_zeros(like) for like in (*moments, gradients)]
     return lambda: [make() for make in makers]
 

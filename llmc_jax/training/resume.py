@@ -14,6 +14,7 @@ class Start(NamedTuple):
 
     step: int
     loop_done: bool  # validating and sampling at that step belong to the run before
+    saved: bool = False  # there is a checkpoint of that step: that of an exported model is of 0
 
 
 def newest_whole(checkpoints: Checkpointer) -> int | None:
@@ -59,7 +60,7 @@ def find_start(checkpoints: Checkpointer, cfg: TrainConfig, record: dict) -> tup
         raise BadInput(
             f"--output_dir={cfg.output_dir} cannot be used: {error.strerror} ({error.filename})."
         ) from error
-    return Start(step, before.get("loop_done", True)), cfg.schedule_steps
+    return Start(step, before.get("loop_done", True), saved=True), cfg.schedule_steps
 
 
 def with_schedule(cfg: TrainConfig, before: dict | None) -> TrainConfig:
