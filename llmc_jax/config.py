@@ -274,8 +274,8 @@ class TrainConfig:
     )
     profile_steps: str = option(
         "",
-        "A:B: trace steps A to B with jax.profiler into the folder profile of --output_dir; empty: "
-        "none",
+        "A:B: trace steps A to B (of the first process) with jax.profiler into the folder profile "
+        "of --output_dir; empty: none",
         may_change=True,
     )
     # what happens every so many steps; 0 is never

@@ -103,7 +103,7 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
     with (
         Stop() as stop,
         closing(train_batches(setup.train_data, cfg, mesh, start)) as batches,
-        Profile(place.run, cfg, update, start) as profile,
+        Profile(of_first, cfg, update, start) as profile,
         logger,
     ):
         for step in range(start, max(start, cfg.max_steps) + 1):

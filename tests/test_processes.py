@@ -3,6 +3,7 @@
 Each test runs the training program in processes of its own, which meet at a free port.
 """
 
+import importlib.util
 import os
 import re
 import signal
@@ -122,7 +123,11 @@ def alone(data, tmp_path_factory):
 def together(data, tmp_path_factory):
     """The same on two devices of each of two processes, and what they said."""
     folder = tmp_path_factory.mktemp("together") / "run"
-    results = run_two(flags_of(data, output_dir=folder, devices="cpu:2", zero_stage=2))
+    watched = dict(profile_steps="5:6")
+    if importlib.util.find_spec("tensorboardX"):
+        watched["tensorboard"] = True
+    flags = flags_of(data, output_dir=folder, devices="cpu:2", zero_stage=2, **watched)
+    results = run_two(flags)
     return folder, results
 
 
@@ -136,6 +141,9 @@ def test_two_processes_make_the_run_of_one(alone, together):
     # what Gloo says of itself is in there, by several threads at once
     assert not re.search("model|step|loss|checkpoint|cache", two.stdout)
     assert "error" not in one.stderr + two.stderr
+    assert len(list(folder.rglob("*.xplane.pb"))) == 1  # the profile's, of the first process
+    events = len(list(folder.glob("tensorboard/*")))
+    assert events == bool(importlib.util.find_spec("tensorboardX"))
 
 
 def test_large_parts_are_reduced_without_a_fault():

@@ -39,10 +39,12 @@ class Profile:
     """Traces the steps of --profile_steps; a context that ends a trace that is under way."""
 
     def __init__(self, run: RunDir | None, cfg: TrainConfig, compiled, start: int):
-        """compiled: the training step. start: updates made before; steps until then are over."""
+        """run: None in a process that writes nothing; it traces nothing, for all would write the
+        same files. compiled: the training step. start: updates made before; steps until then are
+        over."""
         self._folder = run.profile if run else None
         self._compiled = compiled
-        steps = profiled_steps(cfg) or range(0)
+        steps = (profiled_steps(cfg) if run else None) or range(0)
         self._steps = range(max(steps.start, start + 1), steps.stop)
         self._tracing = False
         if steps and not self._steps:

@@ -43,8 +43,13 @@ def require_trackers(cfg: TrainConfig) -> None:
 
 
 def open_trackers(cfg: TrainConfig, run: RunDir | None, start: int) -> list[Tracker]:
-    """The trackers that the flags ask for, of a run that begins after `start` updates."""
+    """The trackers that the flags ask for, of a run that begins after `start` updates.
+
+    run: None in a process that writes nothing; it has none.
+    """
     trackers = []
+    if run is None:
+        return trackers
     if cfg.tensorboard:
         trackers.append(TensorBoard(run, start))
     if cfg.wandb:

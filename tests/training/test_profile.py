@@ -10,7 +10,13 @@ import pytest
 from llmc_jax import config, ops, train
 from llmc_jax.config import BadInput
 from llmc_jax.models import gpt2
-from llmc_jax.training.profile import instruction_names, named, profiled_steps, short_name
+from llmc_jax.training.profile import (
+    Profile,
+    instruction_names,
+    named,
+    profiled_steps,
+    short_name,
+)
 from tests import tiny
 from tests.training.test_step import batch, make_step
 
@@ -68,6 +74,13 @@ def test_a_resumed_run_traces_what_is_left(cfg, tmp_path, capsys):
     train.main(dataclasses.replace(again, profile_steps="2:3"))
     assert "--profile_steps=2:3: those steps are over" in capsys.readouterr().out
     assert not (tmp_path / "run" / "profile").exists()
+
+
+def test_a_process_that_writes_nothing_traces_nothing(cfg):
+    profile = Profile(None, dataclasses.replace(cfg, profile_steps="1:2"), None, 0)
+    assert not any(map(profile.turns_at, range(6)))
+    profile.start(0)
+    assert profile.stop(2) == ""
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,11 @@ def test_a_run_goes_on_where_weights_and_biases_cannot_be_reached(run, monkeypat
     assert list((run.root / "wandb").glob("offline-run-*"))
 
 
+def test_a_process_that_writes_nothing_has_no_trackers(cfg):
+    cfg = dataclasses.replace(cfg, tensorboard=True, wandb=True)
+    assert trackers.open_trackers(cfg, None, 0) == []
+
+
 def test_a_tracker_that_fails_gets_no_more_and_the_run_goes_on(run, capsys):
     class Failing:
         calls = 0
