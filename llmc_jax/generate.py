@@ -10,7 +10,7 @@ import jax
 
 from llmc_jax import ffi, ops, program
 from llmc_jax.config import BadInput, option
-from llmc_jax.data.tokenizer import EOT, tokenizer
+from llmc_jax.data.tokenizer import EOT, token_bytes, tokenizer
 from llmc_jax.generation.draw import Choice
 from llmc_jax.generation.sampler import SEED, make_generator
 from llmc_jax.models import gpt2
@@ -55,7 +55,7 @@ class Text:
 
     def add(self, token: int) -> str:
         """The characters that are complete with this token."""
-        text = self._rest + tokenizer().decode_single_token_bytes(token)
+        text = self._rest + token_bytes(tokenizer(), token)
         try:
             self._rest = b""
             return text.decode()
@@ -117,6 +117,12 @@ def read_prompts(cfg: GenerateConfig) -> list[str]:
 def open_generator(cfg: GenerateConfig, trained: Trained, T: int) -> Callable:
     """A function of prompts and their seeds: the next token of each, again and again."""
     model, params = trained.model, trained.params
+    if model.V <= EOT:
+        flag = f"--model={cfg.model}" if cfg.model else f"--run={cfg.run}"
+        raise BadInput(
+            f"{flag} has a vocabulary of {model.V} tokens, without GPT-2's end of a text ({EOT}); "
+            f"name a model that was trained with GPT-2's tokenizer."
+        )
     if cfg.top_k > model.V:
         raise BadInput(f"--top_k={cfg.top_k} must be from 0 to {model.V}.")
     chosen, _ = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from llmc_jax.batches import validate
-from llmc_jax.data.tokenizer import EOT, tokenizer
+from llmc_jax.data.tokenizer import EOT, token_bytes, tokenizer
 from llmc_jax.generation.sampler import make_sampler
 from llmc_jax.models import gpt2
 from llmc_jax.run_setup import Setup
@@ -25,6 +25,13 @@ class Milestones:
         stage = shards.stage_in_force(setup.cfg, setup.mesh.size)
         self._evaluate = parallel.map_eval_step(evaluate, setup.mesh, stage=stage)
         self._sample = make_sampler(setup.ops, setup.model, setup.cfg.dtype)
+        self._sample_every = setup.cfg.sample_every
+        if self._sample_every and setup.model.V <= EOT:
+            self._sample_every = 0
+            say(
+                f"--sample_every={setup.cfg.sample_every}: no text is generated, for the model's "
+                f"vocabulary of {setup.model.V:,} tokens is not GPT-2's"
+            )
 
     def due(self, step: int) -> bool:
         """Whether there is anything to do before update `step`."""
@@ -43,7 +50,7 @@ class Milestones:
         return self._is_due(self._setup.cfg.val_every, step)
 
     def _sample_due(self, step: int) -> bool:
-        return step > 0 and self._is_due(self._setup.cfg.sample_every, step)
+        return step > 0 and self._is_due(self._sample_every, step)
 
     def _is_due(self, every: int, step: int) -> bool:
         """Whether what is done every so many steps and at the end is due."""
@@ -66,7 +73,8 @@ class Milestones:
         params = parallel.own_copy(self._params(state))
         if processes.first():
             tokens = list(self._sample(params, [EOT], self._setup.cfg.sample_tokens))
-            text = tokenizer().decode([t for t in tokens if t != EOT])
+            parts = [token_bytes(tokenizer(), token) for token in tokens if token != EOT]
+            text = b"".join(parts).decode(errors="replace")
             self._say(f"sample at step {step}:\n---\n{text}\n---")
 
     def _params(self, state: TrainState) -> gpt2.Params:

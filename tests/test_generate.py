@@ -10,7 +10,7 @@ import pytest
 
 from llmc_jax import config, generate, train
 from llmc_jax.config import BadInput, ModelConfig
-from llmc_jax.data.tokenizer import tokenizer
+from llmc_jax.data.tokenizer import EOT, tokenizer
 from llmc_jax.interop import llmc
 from llmc_jax.models import gpt2
 from tests import tiny
@@ -63,6 +63,19 @@ def test_several_prompts_are_each_continued_as_alone(write, tmp_path):
     assert from_file == "".join(wanted[:3])
 
 
+def test_tokens_that_the_tokenizer_does_not_have_are_replaced(write, monkeypatch):
+    """The model's vocabulary is larger, as nanoGPT's is."""
+    monkeypatch.setattr(tiny.Letters, "n_vocab", ord("I") - 33)
+    text = write(prompt=("ABCDEF",), tokens=4, top_k=1)
+    assert text == f"ABCDEFGH{REPLACED}{REPLACED}\n"
+    assert generate.token_bytes(tokenizer(), EOT + 1).decode() == REPLACED
+
+
+def test_a_model_without_an_end_of_a_text_is_refused(run):
+    with pytest.raises(BadInput, match=r"run has a vocabulary of 90 tokens, without GPT-2's end"):
+        generate.main(generate.GenerateConfig(run=run))
+
+
 def test_samples_are_the_texts_of_the_next_seeds(write):
     options = dict(prompt=("ABC",), tokens=9, temperature=3.0)
     texts = [f"=== 'ABC', seed {seed}\n{write(**options, seed=seed)}" for seed in (5, 6, 7)]
@@ -106,7 +119,7 @@ def test_a_text_grows_by_whole_characters():
 
 @pytest.mark.parametrize("broken", [b"\xff", b"\xe2\x28", b"\xf0\x9f\x99\xf0"])
 def test_broken_characters_are_replaced(broken, monkeypatch):
-    monkeypatch.setattr(tokenizer().__class__, "decode_single_token_bytes", lambda _, token: token)
+    monkeypatch.setattr(generate, "token_bytes", lambda _, token: token)
     text = generate.Text()
     assert text.add(broken) + text.add(b"a") + text.end() == (broken + b"a").decode(
         errors="replace"

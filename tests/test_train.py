@@ -161,3 +161,17 @@ def test_training_samples_when_it_is_time(cfg, letters, capsys):
     train.main(dataclasses.replace(cfg, sample_every=4, sample_tokens=5))
     screen = capsys.readouterr().out
     assert re.findall(r"sample at step (\d+)", screen) == ["4", "6"]
+
+
+def test_tokens_that_the_tokenizer_does_not_have_are_replaced(cfg, letters, monkeypatch, capsys):
+    """The model's vocabulary is larger, as nanoGPT's is."""
+    monkeypatch.setattr(tiny.Letters, "n_vocab", 1)
+    train.main(dataclasses.replace(cfg, max_steps=1, sample_every=1, sample_tokens=9))
+    assert re.search(r"---\n\ufffd+\n---", capsys.readouterr().out)
+
+
+def test_a_model_with_another_vocabulary_has_no_samples(cfg, capsys):
+    train.main(dataclasses.replace(cfg, sample_every=2))
+    screen = capsys.readouterr().out
+    assert screen.count("--sample_every=2: no text is generated, for the model's vocabulary") == 1
+    assert "sample at step" not in screen and "trained 6 steps" in screen

@@ -37,9 +37,7 @@ def config(**options) -> TrainConfig:
 class Letters:
     """A tokenizer for the tiny vocabulary: one character a token."""
 
-    @staticmethod
-    def decode(tokens):
-        return "".join(chr(33 + token) for token in tokens)
+    n_vocab = MODEL.V
 
     @staticmethod
     def encode_ordinary(text):

