@@ -8,7 +8,7 @@ its published numbers can be compared with.
 from collections.abc import Sequence
 
 from llmc_jax.config import BadInput
-from llmc_jax.data.tokenizer import EOT, tokenizer
+from llmc_jax.data.tokenizer import EOT, token_bytes, tokenizer
 from llmc_jax.evaluation.scorer import Row, make_scorer
 from llmc_jax.generation.sampler import make_sampler
 from llmc_jax.ops import Ops
@@ -76,29 +76,34 @@ class Harness:
         until = [until] if isinstance(until, str) else [end for end in until if end]
         count = min(int(options.get("max_gen_toks", NEW_TOKENS)), self._T - 1)
         prompt = tokenizer().encode_ordinary(context)[-(self._T - count) :] or [EOT]
+        self._refuse_unknown(prompt)
         temperature = float(options.get("temperature", 1.0))
         choose = dict(top_k=1)
         if options.get("do_sample") and temperature > 0:
             top_k, top_p = int(options.get("top_k", 0)), float(options.get("top_p", 1))
             choose = dict(top_k=min(top_k, self._V), top_p=top_p, temperature=temperature)
-        tokens, text = [], ""
+        written, text = b"", ""
         for token in self._sample(self._params, prompt, count, seed=seed, **choose):
             if token == EOT:
                 break
-            tokens.append(token)
-            text = tokenizer().decode(tokens)
+            written += token_bytes(tokenizer(), token)
+            text = written.decode(errors="replace")
             if found := [text.index(end) for end in until if end in text]:
                 return text[: min(found)]
         return text
 
     def _scores(self, rows: list[Row]):
-        largest = max((max(row.tokens) for row in rows), default=0)
-        if largest >= self._V:
+        for row in rows:
+            self._refuse_unknown(row.tokens)
+        return self._score(self._params, rows)
+
+    def _refuse_unknown(self, tokens: Sequence[int]) -> None:
+        """Raises BadInput where there is a token that the model does not have."""
+        if (largest := max(tokens)) >= self._V:
             raise BadInput(
                 f"the text has token {largest} of GPT-2's tokenizer, but the model's vocabulary "
                 f"ends at {self._V - 1}."
             )
-        return self._score(self._params, rows)
 
 
 def encode_pair(context: str, continuation: str) -> tuple[list[int], list[int]]:

@@ -3,6 +3,7 @@
 import json
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from llmc_jax import lm_eval, ops
 from llmc_jax.config import BadInput, ModelConfig
 from llmc_jax.data.tokenizer import EOT, tokenizer
+from llmc_jax.evaluation import harness as harness_module
 from llmc_jax.evaluation.harness import Harness, encode_pair
 from llmc_jax.interop import llmc
 from llmc_jax.models import gpt2
@@ -103,6 +105,18 @@ def test_what_cannot_be_answered_is_refused(harness):
         harness.loglikelihood([("A", " a" * 17)])
     with pytest.raises(BadInput, match="generation with num_beams is not supported; known are"):
         harness.generate_until([("A", dict(num_beams=4))])
+
+
+def test_a_model_with_another_vocabulary_answers_what_it_can(harness, monkeypatch):
+    """A larger one: what the tokenizer does not have is replaced. A smaller one: refused."""
+    few = SimpleNamespace(n_vocab=0, encode_ordinary=tokenizer().encode_ordinary)
+    with monkeypatch.context() as patch:
+        patch.setattr(harness_module, "tokenizer", lambda: few)
+        assert harness.generate_until([("Tea", dict(max_gen_toks=3))]) == [3 * chr(0xFFFD)]
+    monkeypatch.setattr(harness, "_V", 5)
+    for ask, more in ((harness.loglikelihood, " is"), (harness.generate_until, {})):
+        with pytest.raises(BadInput, match=r"the text has token \d+ of .* vocabulary ends at 4"):
+            ask([("Tea", more)])
 
 
 def test_without_lm_eval_there_is_one_sentence(monkeypatch, capsys):
