@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmc_jax.files import new_file
+from llmc_jax.training.log_lines import read_lines, updates
 from llmc_jax.training.run_dir import RunDir
 from llmc_jax.training.step import Metrics
 
@@ -24,8 +25,8 @@ class Logger:
         self._unwritten = {run.main_log: "", run.metrics: ""} if run else {}
         self.problem = ""  # why lines are kept
         if run:
-            _cut(run.main_log, _main_log_step, start)
-            _cut(run.metrics, _metrics_step, start)
+            _cut(run.main_log, start)
+            _cut(run.metrics, start)
 
     def train(
         self,
@@ -101,14 +102,8 @@ class Logger:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The objects of a metrics.jsonl; none where it does not exist."""
-    return [json.loads(line) for line in _whole_lines(path)]
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of a log; not the last one where its end is missing, nor any of no file."""
-    text = path.read_text() if path.exists() else ""
-    return text[: text.rfind("\n") + 1].splitlines(keepends=True)
+    """The objects of a metrics.jsonl, but for damaged lines; none where it does not exist."""
+    return [line.metrics for line in read_lines(path)[0]]
 
 
 def _append(path: Path, lines: str) -> None:
@@ -124,20 +119,14 @@ def _append(path: Path, lines: str) -> None:
             raise
 
 
-def _cut(path: Path, step_of: Callable[[str], int], start: int) -> None:
-    """Keep the lines that were written before step `start` began; of step 0, none."""
-    if path.exists():
-        kept = [line for line in _whole_lines(path) if start and step_of(line) < start]
-        with new_file(path, overwrite=True) as file:  # so that a kill just now costs no line
-            file.write("".join(kept).encode())
-
-
-def _main_log_step(line: str) -> int:
-    """The update a line belongs to: validation at step s comes before update s."""
-    step = int(line.split()[0].removeprefix("s:"))
-    return step if "trl:" in line else step - 1
-
-
-def _metrics_step(line: str) -> int:
-    metrics = json.loads(line)
-    return metrics["step"] if "train_loss" in metrics else metrics["step"] - 1
+def _cut(path: Path, start: int) -> None:
+    """Keep the lines that were written before step `start` began, but for damaged ones; of step 0,
+    none."""
+    if not path.exists():
+        return
+    lines, damaged = read_lines(path)
+    if damaged:
+        print(f"WARNING: {path}: {len(damaged)} damaged lines were dropped")
+    kept = [line.text for line in lines if start and updates(line.metrics) <= start]
+    with new_file(path, overwrite=True) as file:  # so that a kill just now costs no line
+        file.write("".join(kept).encode())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llmc_jax.config import BadInput, TrainConfig
+from llmc_jax.training.log_lines import updates
 from llmc_jax.training.logger import read_metrics
 from llmc_jax.training.run_dir import RunDir
 
@@ -55,11 +56,6 @@ def open_trackers(cfg: TrainConfig, run: RunDir | None, start: int) -> list[Trac
     if cfg.wandb:
         trackers.append(WeightsAndBiases(run, dataclasses.asdict(cfg)))
     return trackers
-
-
-def updates(metrics: dict) -> int:
-    """The updates made when an object of metrics.jsonl was logged."""
-    return metrics["step"] + ("train_loss" in metrics)
 
 
 def numbers(metrics: dict) -> dict[str, float]:

@@ -4,31 +4,23 @@ Steps are counted in updates made: training update number s (0-based, as the log
 s + 1, and a validation after s updates is at s.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from llmc_jax.config import BadInput
+from llmc_jax.training.log_lines import read_lines, updates
 from llmc_jax.training.run_dir import RunDir
 
-# What metrics.jsonl and llm.c's main.log call a curve; the first word of a line of main.log says
-# what kind of line it is.
-METRICS = {
+# What the logs call a curve, and what it is called here.
+CURVES = {
     "train_loss": "train_loss",
     "val_loss": "val_loss",
     "learning_rate": "learning_rate",
     "grad_norm": "grad_norm",
     "tokens_per_s": "tokens_per_s",
     "hellaswag_acc_norm": "hellaswag",
-}
-MAIN_LOG = {
-    "trl": "train_loss",
-    "tel": "val_loss",
-    "lr": "learning_rate",
-    "norm": "grad_norm",
-    "eval": "hellaswag",
 }
 SMOOTH_PARTS = 20  # a smoothed curve is means over windows of a twentieth of it
 REMARKS = 3  # so many lines left out are named one by one
@@ -75,23 +67,18 @@ def read_run(path: Path) -> Run:
     """
     log = _find_log(path)
     try:
-        lines = log.read_text(errors="replace").splitlines(keepends=True)
+        lines, damaged = read_lines(log)
     except OSError as error:
         raise BadInput(f"{log} cannot be read: {error.strerror}.") from error
-    parse = _metrics_line if log.suffix == ".jsonl" else _main_log_line
     points: dict[str, dict[int, float]] = {}
-    bad = []
-    for number, line in enumerate(lines, 1):
-        try:
-            step, values = parse(line)
-        except (ValueError, KeyError, TypeError):
-            bad.append(number)
-            continue
-        for name, value in values.items():
-            points.setdefault(name, {})[step] = value
+    for _, metrics in lines:
+        for name, value in metrics.items():
+            if name in CURVES:
+                points.setdefault(CURVES[name], {})[updates(metrics)] = float(value)
     root = path if path.is_dir() else log.parent
     name = root.resolve().name if log.stem in ("metrics", "main") else log.stem
-    return Run(name, {name: _curve(found) for name, found in points.items()}, _remarks(log, bad))
+    curves = {curve: _curve(found) for curve, found in points.items()}
+    return Run(name, curves, _remarks(log, damaged))
 
 
 def smooth(curve: Curve) -> Curve:
@@ -136,37 +123,14 @@ def _find_log(path: Path) -> Path:
     )
 
 
-def _metrics_line(line: str) -> tuple[int, dict[str, float]]:
-    """(updates made, curve -> number) of a line of metrics.jsonl."""
-    metrics = json.loads(_whole(line))
-    step = int(metrics["step"]) + ("train_loss" in metrics)
-    return step, {name: float(metrics[key]) for key, name in METRICS.items() if key in metrics}
-
-
-def _main_log_line(line: str) -> tuple[int, dict[str, float]]:
-    """(updates made, curve -> number) of a line of llm.c's main.log."""
-    words = dict(word.split(":") for word in _whole(line).split())
-    step = int(words.pop("s"))
-    if not words:
-        raise ValueError("a step and nothing more")
-    return step + ("trl" in words), {MAIN_LOG[key]: float(value) for key, value in words.items()}
-
-
-def _whole(line: str) -> str:
-    """`line`, unless its end is missing: then its last number may be cut short."""
-    if not line.endswith("\n"):
-        raise ValueError("no end of line")
-    return line
-
-
 def _curve(points: dict[int, float]) -> Curve:
     steps = sorted(points)
     return Curve(np.array(steps, np.int64), np.array([points[step] for step in steps]))
 
 
-def _remarks(log: Path, bad: list[int]) -> list[str]:
+def _remarks(log: Path, damaged: list[int]) -> list[str]:
     """A sentence for each of the first lines that were left out, and one for the rest."""
-    remarks = [f"{log}: line {number} is not whole; left out" for number in bad[:REMARKS]]
-    if len(bad) > REMARKS:
-        remarks.append(f"{log}: {len(bad) - REMARKS} more lines are not whole; left out")
+    remarks = [f"{log}: line {number} is not whole; left out" for number in damaged[:REMARKS]]
+    if len(damaged) > REMARKS:
+        remarks.append(f"{log}: {len(damaged) - REMARKS} more lines are not whole; left out")
     return remarks
