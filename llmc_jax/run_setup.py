@@ -7,6 +7,7 @@ from importlib import metadata
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from llmc_jax import compilation_cache, ffi, machine, ops
@@ -41,6 +42,7 @@ class Setup(NamedTuple):
 def set_up(cfg: TrainConfig) -> Setup:
     """Open and check all that `cfg` names, the same in all processes. Raises BadInput."""
     require_trackers(cfg)
+    refuse_numbers(cfg)
     parallel.select_devices(cfg.devices)
     refuse_mapping(cfg)
     processes.start(cfg)
@@ -58,6 +60,26 @@ def set_up(cfg: TrainConfig) -> Setup:
     processes.refuse_differences(what_must_agree(cfg, record, data))
     weights = [] if weights is None else [weights]
     return Setup(cfg, model, weights, mesh, chosen, names, *data, hellaswag, record, cache)
+
+
+def refuse_numbers(cfg: TrainConfig) -> None:
+    """Raises BadInput for numbers that no training can be made with, as the step would have them:
+    in float32."""
+    for flag in ("adam_beta1", "adam_beta2"):
+        if not 0 <= np.float32(getattr(cfg, flag)) < 1:
+            raise BadInput(
+                f"--{flag}={getattr(cfg, flag)} must be from 0 to below 1: AdamW divides by what "
+                f"it leaves of 1; the usual is {getattr(TrainConfig, flag)}."
+            )
+    if not np.finfo(np.float32).tiny <= np.float32(cfg.adam_eps):
+        raise BadInput(
+            f"--adam_eps={cfg.adam_eps} must be above 0: AdamW divides by it where gradients are "
+            f"0; the usual is {TrainConfig.adam_eps}."
+        )
+    if cfg.val_every and not cfg.val_batches:
+        raise BadInput("--val_batches=0 is no validation; give --val_every=0 for none.")
+    if not 0 <= cfg.seed < 2**32:
+        raise BadInput(f"--seed={cfg.seed} must be from 0 to {2**32 - 1}.")
 
 
 def refuse_mapping(cfg: TrainConfig) -> None:

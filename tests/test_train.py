@@ -151,6 +151,24 @@ def test_max_steps_defaults_to_one_epoch(cfg, tmp_path):
     assert len(losses(RunDir(tmp_path / "run"))) == 373 // 40
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(adam_eps=0.0), "--adam_eps=0.0 must be above 0: .* the usual is 1e-08"),
+        (dict(adam_eps=1e-50), "--adam_eps=1e-50 must be above 0"),
+        (dict(adam_eps=float("nan")), "--adam_eps=nan must be above 0"),
+        (dict(adam_beta1=1.0), "--adam_beta1=1.0 must be from 0 to below 1"),
+        (dict(adam_beta2=0.9999999999), "--adam_beta2=0.9999999999 must be .* usual is 0.95"),
+        (dict(val_batches=0), "--val_batches=0 is no validation; give --val_every=0"),
+        (dict(seed=2**32), "--seed=4294967296 must be from 0 to 4294967295"),
+    ],
+)
+def test_numbers_that_no_training_can_be_made_with_are_refused(cfg, tmp_path, options, message):
+    with pytest.raises(BadInput, match=message):
+        train.main(dataclasses.replace(cfg, **options))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def letters(monkeypatch):
     monkeypatch.setattr(milestones, "tokenizer", tiny.Letters)

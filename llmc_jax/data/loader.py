@@ -130,7 +130,7 @@ def _split_weights(flag: str, pattern: str) -> list[tuple[str, Fraction]]:
             f"(a*.bin:0.7,b*.bin:0.3), or none to read them as one set."
         )
     weights = [Fraction(part[2]) for part in parts]
-    if min(weights) * MILLION < sum(weights):
+    if not sum(weights) or min(weights) * MILLION < sum(weights):
         raise BadInput(
             f"--{flag}={pattern}: a weight is at least a millionth of their sum; leave out what is "
             f"not to be read."

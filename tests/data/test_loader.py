@@ -74,6 +74,7 @@ def test_globs_without_weights_are_one_set(tmp_path):
     [
         ((":0.5", ""), {}, "has weights for some globs only"),
         ((":0.5", ":0"), {}, "a weight is at least a millionth of their sum"),
+        ((":0", ":0"), {}, "a weight is at least a millionth of their sum"),
         ((":1", ":0.0000001"), {}, "a weight is at least a millionth of their sum"),
         ((":1", ":1"), dict(llmc=(1, 1)), "is a mix, which --shuffle_order=llmc does not know"),
     ],
