@@ -91,11 +91,13 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
     cannot be written.
     """
     began = time.perf_counter()
-    cfg, mesh, start = setup.cfg, setup.mesh, place.start.step
+    cfg, mesh = setup.cfg, setup.mesh
+    start, loop_done, _ = place.start
     update, state, gradients = first_state(setup, place, startup)
     of_first = place.run if processes.first() else None
-    trackers = open_trackers(cfg, of_first, start)
-    logger, progress = Logger(of_first, start, trackers), Progress(start, cfg.max_steps)
+    trackers = open_trackers(cfg, of_first, start, loop_done=loop_done)
+    logger = Logger(of_first, start, trackers, loop_done=loop_done)
+    progress = Progress(start, cfg.max_steps)
     report = Report(logger, progress, cfg.total_batch_size)
     saver = Saver(place.checkpoints, cfg, setup.record, start, progress.message)
     milestones = Milestones(setup, place.start, logger, progress.message)

@@ -49,6 +49,14 @@ def updates(metrics: dict) -> int:
     return metrics["step"] + of_an_update(metrics)
 
 
+def logged_before(metrics: dict, start: int, loop_done: bool) -> bool:
+    """Whether it belongs before the start of a run at step `start`.
+
+    loop_done: what is done before that step, a validation, is not done again.
+    """
+    return updates(metrics) < start + (loop_done or of_an_update(metrics))
+
+
 def _metrics_line(text: str) -> dict:
     """The object of a line of metrics.jsonl."""
     return _checked(json.loads(_whole(text)))

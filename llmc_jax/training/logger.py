@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmc_jax.files import new_file
-from llmc_jax.training.log_lines import read_lines, updates
+from llmc_jax.training.log_lines import logged_before, read_lines
 from llmc_jax.training.run_dir import RunDir
 from llmc_jax.training.step import Metrics
 
@@ -17,16 +17,17 @@ class Logger:
     """Appends to the two logs; with no run directory it does nothing. A context that closes the
     trackers."""
 
-    def __init__(self, run: RunDir | None, start: int, trackers=()):
+    def __init__(self, run: RunDir | None, start: int, trackers=(), *, loop_done: bool = True):
         """start: the step the run begins at; lines of later steps, left by a run that died after
-        its last checkpoint, are taken out. A line that cannot be written is kept until it can.
+        its last checkpoint, are taken out, and unless `loop_done` those of what is done before
+        that step, which is done again. A line that cannot be written is kept until it can.
         trackers: get the objects of metrics.jsonl too; one that fails gets no more."""
         self._run, self._trackers = run, list(trackers)
         self._unwritten = {run.main_log: "", run.metrics: ""} if run else {}
         self.problem = ""  # why lines are kept
         if run:
-            _cut(run.main_log, start)
-            _cut(run.metrics, start)
+            _cut(run.main_log, start, loop_done)
+            _cut(run.metrics, start, loop_done)
 
     def train(
         self,
@@ -119,14 +120,13 @@ def _append(path: Path, lines: str) -> None:
             raise
 
 
-def _cut(path: Path, start: int) -> None:
-    """Keep the lines that were written before step `start` began, but for damaged ones; of step 0,
-    none."""
+def _cut(path: Path, start: int, loop_done: bool) -> None:
+    """Keep the lines that were written before step `start` began, but for damaged ones."""
     if not path.exists():
         return
     lines, damaged = read_lines(path)
     if damaged:
         print(f"WARNING: {path}: {len(damaged)} damaged lines were dropped")
-    kept = [line.text for line in lines if start and updates(line.metrics) <= start]
+    kept = [line.text for line in lines if logged_before(line.metrics, start, loop_done)]
     with new_file(path, overwrite=True) as file:  # so that a kill just now costs no line
         file.write("".join(kept).encode())

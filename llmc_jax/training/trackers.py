@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llmc_jax.config import BadInput, TrainConfig
-from llmc_jax.training.log_lines import updates
+from llmc_jax.training.log_lines import logged_before, updates
 from llmc_jax.training.logger import read_metrics
 from llmc_jax.training.run_dir import RunDir
 
@@ -43,16 +43,18 @@ def require_trackers(cfg: TrainConfig) -> None:
             raise BadInput(f"--{flag} needs the package {package}: pip install -e .[{flag}]")
 
 
-def open_trackers(cfg: TrainConfig, run: RunDir | None, start: int) -> list[Tracker]:
+def open_trackers(
+    cfg: TrainConfig, run: RunDir | None, start: int, *, loop_done: bool
+) -> list[Tracker]:
     """The trackers that the flags ask for, of a run that begins after `start` updates.
 
-    run: None in a process that writes nothing; it has none.
+    run: None in a process that writes nothing; it has none. loop_done: as the Logger's.
     """
     trackers = []
     if run is None:
         return trackers
     if cfg.tensorboard:
-        trackers.append(TensorBoard(run, start))
+        trackers.append(TensorBoard(run, start, loop_done=loop_done))
     if cfg.wandb:
         trackers.append(WeightsAndBiases(run, dataclasses.asdict(cfg)))
     return trackers
@@ -66,12 +68,16 @@ def numbers(metrics: dict) -> dict[str, float]:
 class TensorBoard:
     """Event files in the run's folder tensorboard."""
 
-    def __init__(self, run: RunDir, start: int):
+    def __init__(self, run: RunDir, start: int, *, loop_done: bool):
         from tensorboardX import SummaryWriter
 
         # What a run that died wrote after its last checkpoint, TensorBoard then drops.
-        purge = start + 1 if start else 0
+        purge = start + loop_done
         self._writer = SummaryWriter(str(run.tensorboard), purge_step=purge, flush_secs=FLUSH_S)
+        for metrics in read_metrics(run.metrics):
+            # The last update is at the same place as a validation that is made again.
+            if updates(metrics) == purge and logged_before(metrics, start, loop_done):
+                self.write(metrics)
 
     def write(self, metrics: dict) -> None:
         """Add each number under its name in metrics.jsonl."""

@@ -14,7 +14,7 @@ from llmc_jax import config, train
 from llmc_jax.training import saver
 from llmc_jax.training.stop import Stop
 from tests import tiny
-from tests.survive.runs import log, steps
+from tests.survive.runs import log, run_of, steps
 
 
 def interrupt_at(monkeypatch, step: int, number=signal.SIGTERM):
@@ -48,6 +48,25 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
     monkeypatch.setitem(config.MODELS, "tiny", tiny.MODEL)
     train.main(dataclasses.replace(cfg, resume=True))
     assert log(cfg) == log(trained)
+
+
+def test_what_is_done_again_after_a_signal_is_logged_once(cfg, trained, monkeypatch):
+    """The run that is to validate at step 3 is killed behind it, and validates there once more."""
+    interrupt_at(monkeypatch, 2)
+    train.main(cfg)
+    cfg = dataclasses.replace(cfg, resume=True)
+    monkeypatch.setattr(train, "train_batch", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        train.main(cfg)
+    monkeypatch.undo()
+    monkeypatch.setitem(config.MODELS, "tiny", tiny.MODEL)
+    train.main(cfg)
+    assert log(cfg) == log(trained)
+    assert run_of(cfg).main_log.read_text() == run_of(trained).main_log.read_text()
+
+
+def killed(*_):
+    raise RuntimeError("killed")
 
 
 def test_a_signal_without_an_output_directory_says_that_nothing_is_saved(cfg, monkeypatch, capsys):

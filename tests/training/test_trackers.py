@@ -9,7 +9,7 @@ import pytest
 
 from llmc_jax import config, train
 from llmc_jax.config import BadInput
-from llmc_jax.training import trackers
+from llmc_jax.training import manifest, trackers
 from llmc_jax.training.logger import Logger, read_metrics
 from llmc_jax.training.run_dir import RunDir
 from tests import tiny
@@ -43,6 +43,14 @@ def scalars(run: RunDir) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+def validate_again(checkpoint) -> None:
+    """Make a checkpoint one of a run that was stopped before it validated."""
+    record = json.loads((checkpoint / "run.json").read_text())
+    (checkpoint / "run.json").write_text(json.dumps(record | dict(loop_done=False)))
+    (checkpoint / "manifest.json").unlink()
+    manifest.write(checkpoint, without="unfinished")
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("tensorboardX"), reason="no tensorboardX")
 def test_a_resumed_run_has_each_step_once_in_tensorboard(cfg):
     train.main(dataclasses.replace(cfg, tensorboard=True, checkpoint_every=3))
@@ -53,11 +61,13 @@ def test_a_resumed_run_has_each_step_once_in_tensorboard(cfg):
     logged = read_metrics(run.metrics)
     assert whole["val_loss"][-1][1] == pytest.approx(logged[-1]["val_loss"], abs=1e-4)
     assert {"learning_rate", "grad_norm", "tokens_per_s"} < whole.keys()
-    shutil.rmtree(run.checkpoints / "00000006")  # killed before the last save
-    train.main(dataclasses.replace(cfg, tensorboard=True, checkpoint_every=3, resume=True))
-    again = scalars(run)
-    for name in ("train_loss", "val_loss", "grad_norm"):
-        assert again[name] == whole[name]
+    for prepare in (lambda _: None, validate_again):
+        shutil.rmtree(run.checkpoints / "00000006")  # killed before the last save
+        prepare(run.checkpoints / "00000003")
+        train.main(dataclasses.replace(cfg, tensorboard=True, checkpoint_every=3, resume=True))
+        again = scalars(run)
+        for name in ("train_loss", "val_loss", "grad_norm"):
+            assert again[name] == whole[name]
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("wandb"), reason="no wandb")
@@ -105,7 +115,7 @@ def test_a_run_goes_on_where_weights_and_biases_cannot_be_reached(run, monkeypat
 
 def test_a_process_that_writes_nothing_has_no_trackers(cfg):
     cfg = dataclasses.replace(cfg, tensorboard=True, wandb=True)
-    assert trackers.open_trackers(cfg, None, 0) == []
+    assert trackers.open_trackers(cfg, None, 0, loop_done=True) == []
 
 
 def test_a_tracker_that_fails_gets_no_more_and_the_run_goes_on(run, capsys):
