@@ -4,8 +4,10 @@ python -m llmc_jax.export --source=runs/quickstart --format=llmc_bf16 --output=m
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -59,7 +61,7 @@ class Source(NamedTuple):
     dtype: str  # of the activations it was made with
     step: int = 0
     moments: tuple[Params, Params] | None = None  # m and v
-    loader: dict | None = None  # where its run was in the data
+    data: Mapping = MappingProxyType({})  # what run.json is to say of its run's place in the data
 
 
 def main(cfg: ExportConfig) -> None:
@@ -80,8 +82,8 @@ def read_source(cfg: ExportConfig) -> Source:
     folder = Path(cfg.source)
     if folder.is_dir() and llmc_state.is_llmc_run(folder):
         run = llmc_state.read_run(folder, cfg.step)
-        loader = dict(llmc_shard=run.place.shard, llmc_sample=run.place.sample)
-        return Source(run.model, run.params, run.dtype, run.step, (run.m, run.v), loader)
+        data = dict(devices=run.ranks, llmc=run.place._asdict() | dict(shuffle=run.shuffled))
+        return Source(run.model, run.params, run.dtype, run.step, (run.m, run.v), data)
     if RunDir(folder).checkpoints.is_dir():
         return _read_checkpoint(folder, cfg.step)
     if folder.is_dir():
@@ -141,11 +143,11 @@ def _write_checkpoint(cfg: ExportConfig, source: Source) -> None:
     record = dict(
         config=dict(model=_descriptor(cfg.source, source.model), dtype=source.dtype),
         model=dataclasses.asdict(source.model),
-        loader=source.loader or {},
         loop_done=False,  # its first validation shows whether it is the model that was meant
     )
     with locked(run.root), Checkpointer(run.checkpoints) as checkpoints:
-        checkpoints.save(parallel.replicate(state, parallel.make_mesh()), record, source.step)
+        state = parallel.replicate(state, parallel.make_mesh())
+        checkpoints.save(state, record | source.data, source.step)
         checkpoints.wait()
         if failure := checkpoints.take_failure():
             raise BadInput(f"--output={cfg.output} cannot be written: {failure.reason}.")

@@ -157,6 +157,12 @@ def resolve(
     return cfg
 
 
+def place_after(setup: Setup, step: int) -> tuple[int, int]:
+    """Where llm.c is in its order of the training data after `step` steps: (shard, sample)."""
+    sequences = step * setup.cfg.total_batch_size // setup.cfg.sequence_length
+    return setup.train_data.order.place(sequences)
+
+
 def open_hellaswag(
     cfg: TrainConfig, model: ModelConfig, chosen: ops.Ops, mesh
 ) -> Callable[[Params], Accuracy] | None:

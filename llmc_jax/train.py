@@ -17,7 +17,7 @@ from llmc_jax.batches import micro_batch_rows, train_batches
 from llmc_jax.config import RunStopped, TrainConfig
 from llmc_jax.milestones import Milestones
 from llmc_jax.models import gpt2
-from llmc_jax.run_setup import Setup, set_up
+from llmc_jax.run_setup import Setup, place_after, set_up
 from llmc_jax.training import memory, parallel, processes, shards
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.initial_state import make_state, maker_of_zeros, state_like
@@ -77,7 +77,7 @@ def enter_place(setup: Setup, stack: ExitStack) -> tuple[Setup, Place]:
     checkpoints = stack.enter_context(
         Checkpointer(run.checkpoints, writes=processes.first(), **keep)
     )
-    find = partial(find_start, checkpoints, cfg, setup.record)
+    find = partial(find_start, checkpoints, cfg, setup.record, partial(place_after, setup))
     start, schedule_steps = processes.from_first(find)
     cfg = dataclasses.replace(cfg, schedule_steps=schedule_steps)
     return setup._replace(cfg=cfg), Place(run, checkpoints, start)

@@ -128,24 +128,56 @@ def test_generation_takes_a_file(tmp_path, monkeypatch, capsys):
         generate.main(generate.GenerateConfig(model="small", run="x"))
 
 
-def test_a_run_of_llm_c_goes_on_here(tmp_path, monkeypatch):
-    """Its moments and master weights become a checkpoint, and --resume takes it at its step."""
+@pytest.fixture
+def of_llm_c(tmp_path, monkeypatch):
+    """A function: a run of llm.c, exported, and the options it goes on with here. One step is one
+    sample, and the first shard of an epoch has more than STEP."""
     monkeypatch.setitem(config.MODELS, "tiny", tiny.MODEL)
     (tmp_path / "log").mkdir()
     trees = [test_llmc_state.random_params(seed) for seed in range(3)]
     trees[1] = jax.tree.map(np.square, trees[1])  # second moments are not negative
-    test_llmc_state.write_run(tmp_path / "log", trees, ranks=2, sharded=True)
-    run(tmp_path / "log", "checkpoint", tmp_path / "run", verify=True)
+
+    def make(**options):
+        options = dict(place=(0, test_llmc_state.STEP)) | options
+        test_llmc_state.write_run(tmp_path / "log", trees, **options)
+        run(tmp_path / "log", "checkpoint", tmp_path / "run", verify=True)
+        cfg = tiny.config(
+            **tiny.write_data(tmp_path), output_dir=f"{tmp_path}/run", resume=True,
+            dtype="bfloat16", shuffle_order="llmc", max_steps=test_llmc_state.STEP + 2, val_every=0,
+        )  # fmt: skip
+        return trees, cfg
+
+    return make
+
+
+def test_a_run_of_llm_c_goes_on_here(tmp_path, of_llm_c):
+    """Its moments and master weights become a checkpoint, and --resume takes it at its step."""
+    trees, cfg = of_llm_c()
     source = export.read_source(ExportConfig(source=f"{tmp_path}/run"))
     assert source.step == test_llmc_state.STEP
     assert same((*source.moments, source.params), tuple(trees))
-    cfg = tiny.config(
-        **tiny.write_data(tmp_path), output_dir=f"{tmp_path}/run", resume=True, dtype="bfloat16",
-        shuffle_order="llmc", max_steps=test_llmc_state.STEP + 2, val_every=0,
-    )  # fmt: skip
-    train.main(cfg)
+    train.main(dataclasses.replace(cfg, checkpoint_every=1))
     steps = [m["step"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert steps == [test_llmc_state.STEP, test_llmc_state.STEP + 1]
+    train.main(dataclasses.replace(cfg, resume_step=test_llmc_state.STEP + 1))  # a run of ours now
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "message"),
+    [
+        (dict(ranks=2, sharded=True), {}, "hang on --batch_size and devices, which were 2 and 2 a"),
+        (dict(place=(1, 7)), {}, r"llm.c was at sample 7 of shard 1 .* be at sample 12 of shard 0"),
+        (dict(shuffled=False), {}, r"\(--shuffle=False\), .* \(--shuffle=True\); give its"),
+        ({}, dict(total_batch_size=64), "sample 12 of shard 0 after step 12 .* be at sample 24"),
+    ],
+)
+def test_a_run_of_llm_c_goes_on_where_it_was(of_llm_c, was, now, message):
+    """In its order or not at all; in ours it may."""
+    _, cfg = of_llm_c(**was)
+    with pytest.raises(BadInput, match=message):
+        train.main(dataclasses.replace(cfg, **now))
+    if now:
+        train.main(dataclasses.replace(cfg, shuffle_order="counter", **now))
 
 
 @pytest.mark.parametrize(

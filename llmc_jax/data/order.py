@@ -121,6 +121,20 @@ class LlmcOrder:
                 starts[here] = self._epochs[rank].starts(int(e))[sample[here]]
         return starts + row
 
+    def place(self, position: int) -> tuple[int, int]:
+        """Where llm.c's rank 0 is when `position` sequences have been read: which shard of the
+        epoch it is in, and how many samples of it it has read.
+
+        It opens a shard only to read from it: at the end of one it has read them all.
+        """
+        number = position // (self.ranks * self.B)
+        if number == 0:
+            return 0, 0
+        epoch, last = divmod(number - 1, sum(self.samples))
+        ends = np.cumsum([self.samples[shard] for shard in self._epochs[0].shards(epoch)])
+        shard = int(np.searchsorted(ends, last, side="right"))
+        return shard, last + 1 - (int(ends[shard - 1]) if shard else 0)
+
 
 class _RankEpochs:
     """One rank's order of samples, epoch after epoch."""
@@ -140,6 +154,11 @@ class _RankEpochs:
             self._starts = self._next_epoch()
             self._epoch += 1
         return self._starts
+
+    def shards(self, epoch: int) -> np.ndarray:
+        """The shards of `epoch` in this rank's order."""
+        self.starts(epoch)
+        return self._shards
 
     def _next_epoch(self) -> np.ndarray:
         order = self._order

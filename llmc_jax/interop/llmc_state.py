@@ -27,7 +27,10 @@ MT19937_BYTES = 2520  # struct mt19937_state
 
 
 class LoaderPlace(NamedTuple):
-    """Where llm.c's loader was: how many samples of how many shards it had read in the epoch."""
+    """Where llm.c's loader was: in which shard of the epoch, of which it had read so many samples.
+
+    It opens the next shard only to read from it.
+    """
 
     shard: int
     sample: int
@@ -42,8 +45,9 @@ class LlmcRun(NamedTuple):
     m: Params
     v: Params
     step: int
-    place: LoaderPlace
+    place: LoaderPlace  # of rank 0
     shuffled: bool
+    ranks: int
 
 
 class _Rank(NamedTuple):
@@ -80,7 +84,7 @@ def read_run(folder: str | Path, step: int = -1) -> LlmcRun:
     params = merged[2] if len(merged) == 3 else weights
     dtype = "bfloat16" if weights.wte.dtype.itemsize == 2 else "float32"
     return LlmcRun(
-        model, params, dtype, *merged[:2], ranks[0].step, ranks[0].place, ranks[0].shuffled
+        model, params, dtype, *merged[:2], ranks[0].step, ranks[0].place, ranks[0].shuffled, count
     )
 
 

@@ -1,6 +1,7 @@
 """Which checkpoint a run goes on from, and whether it is the same run."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,11 +37,14 @@ def newest_whole(checkpoints: Checkpointer) -> int | None:
     return None
 
 
-def find_start(checkpoints: Checkpointer, cfg: TrainConfig, record: dict) -> tuple[Start, int]:
+def find_start(
+    checkpoints: Checkpointer, cfg: TrainConfig, record: dict, place_after: Callable
+) -> tuple[Start, int]:
     """The start of the run in cfg.output_dir, and its --schedule_steps.
 
-    record: what a checkpoint would say of this run. What comes after the step is set aside; what
-    is broken or different and may be is said aloud. Raises BadInput where the run is another.
+    record: what a checkpoint would say of this run. place_after: steps -> where llm.c would be in
+    its order, called only for that. What comes after the step is set aside; what is broken or
+    different and may be is said aloud. Raises BadInput where the run is another.
     """
     try:
         checkpoints.remove_unfinished()
@@ -53,6 +57,9 @@ def find_start(checkpoints: Checkpointer, cfg: TrainConfig, record: dict) -> tup
         before = checkpoints.restore_run(step)
         cfg = with_schedule(cfg, before["config"])
         refuse_another_run(before, cfg, record)
+        if cfg.shuffle_order == "llmc":
+            refuse_another_order(before, cfg, record)
+            refuse_another_place(before, cfg, step, place_after)
         for line in differences(before, cfg, record):
             print(f"resuming with {line}")
         _set_aside_after(checkpoints, step)
@@ -84,8 +91,6 @@ def refuse_another_run(before: dict, cfg: TrainConfig, record: dict) -> None:
             f"--resume: the run in {cfg.output_dir} was started with other options "
             f"({'; '.join(different)}); give the old ones, or another --output_dir{remedy}."
         )
-    if cfg.shuffle_order == "llmc":
-        refuse_another_order(before, cfg, record)
     data = before.get("data", record["data"])
     if data != record["data"]:
         raise BadInput(
@@ -97,13 +102,31 @@ def refuse_another_run(before: dict, cfg: TrainConfig, record: dict) -> None:
 def refuse_another_order(before: dict, cfg: TrainConfig, record: dict) -> None:
     """Raises BadInput where llm.c's order would be another, which hangs on B and the devices."""
     now = cfg.batch_size, record["devices"]
-    # What export made of llm.c's files says neither.
+    # What export made says the devices where it was llm.c's, and no batch size.
     was = before["config"].get("batch_size", now[0]), before.get("devices", now[1])
     if was != now:
         raise BadInput(
             f"--resume: with --shuffle_order=llmc the batches hang on --batch_size and devices, "
             f"which were {was[0]} and {was[1]} and are now {now[0]} and {now[1]}; take the old "
             f"ones."
+        )
+
+
+def refuse_another_place(
+    before: dict, cfg: TrainConfig, step: int, place_after: Callable[[int], tuple[int, int]]
+) -> None:
+    """Raises BadInput where llm.c's own run, which export made this of, would read on elsewhere."""
+    if "llmc" not in before or cfg.overfit_single_batch:
+        return
+    was = before["llmc"]
+    shard, sample = place_after(step)
+    if was != dict(shard=shard, sample=sample, shuffle=cfg.shuffle):
+        raise BadInput(
+            f"--resume: llm.c was at sample {was['sample']} of shard {was['shard']} after step "
+            f"{step} (--shuffle={was['shuffle']}), and with these flags it would be at sample "
+            f"{sample} of shard {shard} (--shuffle={cfg.shuffle}); give its --train_data, "
+            f"--batch_size, --sequence_length, --total_batch_size and --shuffle, or go on with "
+            f"--shuffle_order=counter."
         )
 
 

@@ -106,6 +106,20 @@ def test_llmcs_batches(shards, ranks, shuffle):
         assert not np.array_equal(wanted[:20], np.sort(wanted[:20], axis=0))
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_llmcs_place_is_rank_0s(shards, ranks, shuffle):
+    """Over three epochs; at the end of a shard it is still there."""
+    tokens, pattern = shards
+    llmc, wanted = LlmcLoader(tokens, 0, ranks, shuffle), []
+    for _ in range(60):
+        wanted.append((llmc.place, llmc.sample + 1))
+        llmc.next()
+    options = dict(T=T, V=1000, shuffle=shuffle, llmc=(B, ranks))
+    order = TokenLoader("train_data", pattern, **options).order
+    assert [order.place(step * B * ranks) for step in range(60)] == wanted
+
+
 def test_a_shard_too_small_for_llmcs_order_is_refused(shards):
     with pytest.raises(BadInput, match="--shuffle_order=llmc needs 16 sequences in each shard"):
         TokenLoader("train_data", shards[1], T=T, V=1000, llmc=(B, 8))

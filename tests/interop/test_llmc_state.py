@@ -24,14 +24,17 @@ def rank_slice(params, rank: int, ranks: int) -> bytes:
     return b"".join(np.split(tensor.reshape(-1), ranks)[rank].tobytes() for tensor in tensors)
 
 
-def write_run(folder, trees, *, ranks=1, sharded=False, shuffled=True, master=True):
-    """An output directory of llm.c with m, v and perhaps master weights, of step STEP."""
+def write_run(folder, trees, *, ranks=1, sharded=False, shuffled=True, master=True, place=(2, 7)):
+    """An output directory of llm.c with m, v and perhaps master weights, of step STEP.
+
+    place: shard and sample.
+    """
     llmc.write_model(folder / f"model_{STEP:08d}.bin", MODEL, trees[2], dtype="bfloat16")
     for rank in range(ranks):
         header = np.zeros(256, "<i4")
         header[:6] = 20240527, 1, ranks, rank, master, shuffled
         header[10] = STEP
-        header[30:34].view("<u8")[:] = 2, 7
+        header[30:34].view("<u8")[:] = place
         body = b"".join(
             rank_slice(tree, rank, ranks) if sharded else rank_slice(tree, 0, 1)
             for tree in (trees if master else trees[:2])
@@ -56,6 +59,7 @@ def test_the_files_of_all_ranks_are_merged(tmp_path, trees, ranks, sharded, shuf
     run = llmc_state.read_run(tmp_path)
     assert (run.model, run.step, run.dtype) == (MODEL, STEP, "bfloat16")
     assert (run.place, run.shuffled) == (llmc_state.LoaderPlace(2, 7), shuffled)
+    assert run.ranks == ranks
     for got, wanted in zip((run.m, run.v, run.params), trees, strict=True):
         for a, b in zip(*map(jax.tree.leaves, (got, wanted)), strict=True):
             assert np.array_equal(a, b)
