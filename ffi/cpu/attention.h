@@ -274,8 +274,8 @@ struct Attention {
     }
   }
 
-  // The dot products of rows of x and y, summed in the order in which Micro sums: so dscores of the
-  // first token, whose weight is 1, are exactly 0.
+  // The dot products of rows of x and y, summed in the order in which Micro sums (tile registers
+  // have one of their own): so dscores of the first token, whose weight is 1, are 0, or nearly.
   Vec RowSums(int64_t rows, const T* x, const T* y) const {
     Vec sum{};
     for (int64_t d = 0; d < HS; d += kLanes) {

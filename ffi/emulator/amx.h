@@ -3,8 +3,8 @@
 //
 // As the processor does (Intel 64 and IA-32 SDM, volume 2): a tile has the rows and bytes of the
 // configuration, a load clears what is beyond them, and without a configuration, or with operands
-// whose sizes do not fit together, the instruction is invalid and the program stops. Rounding is
-// that of fused multiply-adds; the processor adds both products of a pair at once.
+// whose sizes do not fit together, the instruction is invalid and the program stops. Products are
+// added up in its order and with its rounding, without subnormal numbers.
 #pragma once
 
 #include <immintrin.h>
@@ -73,28 +73,33 @@ inline void TileStore(int tile, void* memory, int64_t stride) {
     std::memcpy(static_cast<uint8_t*>(memory) + row * stride, t.data[tile][row], t.bytes[tile]);
 }
 
-// sum (M,N) += a (M,K) b (K,N), whose words are pairs of bfloat16.
+// sum (M,N) += a (M,K) b (K,N), whose words are pairs of bfloat16: first and second halves are
+// summed apart, by fused multiply-adds, then both are added.
 inline void TileDotBf16(int sum, int a, int b) {
   Tiles& t = ThisThreads();
   const int M = t.rows[sum], N = t.bytes[sum] / 4, K = t.bytes[a] / 4;
   t.Require(t.rows[a] == M && t.rows[b] == K && t.bytes[b] / 4 == N, "sizes do not fit");
   const auto columns = static_cast<__mmask16>((1u << N) - 1);
   auto upper = [](__m512i words) { return _mm512_castsi512_ps(words); };
+  const unsigned control = _mm_getcsr();
+  _mm_setcsr((control & ~_MM_ROUND_MASK) | _MM_FLUSH_ZERO_ON | 0x40);  // 0x40: denormals are zeros
   for (int m = 0; m < M; ++m) {
-    __m512 row = _mm512_load_ps(t.data[sum][m]);
+    __m512 first = _mm512_setzero_ps(), second = first;
     for (int k = 0; k < K; ++k) {
       uint32_t pair;
       std::memcpy(&pair, &t.data[a][m][4 * k], sizeof pair);
       const __m512i x = _mm512_set1_epi32(static_cast<int>(pair));
       const __m512i y = _mm512_load_si512(t.data[b][k]);
       const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-      row = _mm512_mask3_fmadd_ps(upper(_mm512_slli_epi32(x, 16)), upper(_mm512_slli_epi32(y, 16)),
-                                  row, columns);
-      row = _mm512_mask3_fmadd_ps(upper(_mm512_and_si512(x, high)),
-                                  upper(_mm512_and_si512(y, high)), row, columns);
+      first = _mm512_fmadd_ps(upper(_mm512_slli_epi32(x, 16)), upper(_mm512_slli_epi32(y, 16)),
+                              first);
+      second = _mm512_fmadd_ps(upper(_mm512_and_si512(x, high)), upper(_mm512_and_si512(y, high)),
+                               second);
     }
-    _mm512_store_ps(t.data[sum][m], row);
+    const __m512 row = _mm512_load_ps(t.data[sum][m]), both = _mm512_add_ps(first, second);
+    _mm512_store_ps(t.data[sum][m], _mm512_mask_add_ps(row, columns, row, both));
   }
+  _mm_setcsr(control);
 }
 
 }  // namespace llmc::emulator
