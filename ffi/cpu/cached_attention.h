@@ -14,14 +14,14 @@ float ScoresOf(int64_t count, int64_t HS, const float* q, const T* keys, float* 
   Vec largest = Broadcast(-__builtin_inff());
   for (int64_t s = 0; s < count; s += kLanes) {
     const int64_t some = Min<int64_t>(kLanes, count - s);
-    Word sums[kLanes] = {};
+    Vec sums[kLanes] = {};
     for (int64_t i = 0; i < some; ++i) {
       Vec sum{};
       for (int64_t d = 0; d < HS; d += kLanes) {
         const int64_t rest = Min<int64_t>(kLanes, HS - d);
         sum = Load(q + d) * LoadUpTo(keys + (s + i) * HS + d, rest) + sum;
       }
-      sums[i] = (Word)sum;
+      sums[i] = sum;
     }
     Vec score = SumOfEach(sums);
     for (int64_t i = some; i < kLanes; ++i) score[i] = -__builtin_inff();

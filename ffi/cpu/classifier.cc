@@ -4,6 +4,9 @@
 namespace llmc {
 namespace {
 
+// Rows that losses alone are made of at once: the more, the less often all weights are read.
+constexpr int64_t kRowsOfLosses = 1024;
+
 struct Sizes {
   int64_t B, T, C, V, Vp;
 
@@ -34,28 +37,28 @@ ffi::Error ClassifierLosses(ffi::ThreadPool pool, Any lnf, Any wte, S32 targets,
     using T = decltype(t);
     using W = decltype(w);
     On<T, W>().classifier(threads, s.B * s.T, s.C, s.V, s.Vp, In<T>(lnf), In<W>(wte),
-                          targets.typed_data(), nullptr, Out(losses), nullptr, nullptr, nullptr, 0);
+                          targets.typed_data(), nullptr, Out(losses), nullptr, nullptr, nullptr,
+                          kRowsOfLosses);
   });
 }
 
 ffi::Error ClassifierForward(ffi::ThreadPool pool, Any lnf, Any wte, S32 targets, F32 dlosses,
-                             F32Out losses, AnyOut dlnf, F32Out dwte, F32Out workspace,
-                             int64_t V) {
+                             F32Out losses, AnyOut dlnf, F32Out dwte, AnyOut powers, int64_t V) {
   Checker check("llmc_classifier_forward");
   Sizes s(check, lnf, wte, targets, V);
   check.Shape("dlosses", dlosses, {s.B, s.T});
   check.Shape("losses", *losses, {s.B, s.T});
   check.SameType("dlnf", *dlnf, lnf);
-  int64_t size = workspace->element_count();
-  check.Require(size >= s.Vp + s.C, "workspace has " + std::to_string(size) +
-                                        " elements, expected at least Vp + C = " +
-                                        std::to_string(s.Vp + s.C));
+  check.SameType("powers", *powers, lnf);
+  int64_t at_once = check.Size("powers", *powers, 2, 0);
+  check.Shape("powers", *powers, {at_once, s.Vp});
+  check.Require(at_once > 0, "powers has no rows");
   return RunOn(check, pool, lnf.element_type(), wte, [&](Threads& threads, auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
     On<T, W>().classifier(threads, s.B * s.T, s.C, s.V, s.Vp, In<T>(lnf), In<W>(wte),
                           targets.typed_data(), dlosses.typed_data(), Out(losses),
-                          Out<T>(dlnf), Out(dwte), Out(workspace), size);
+                          Out<T>(dlnf), Out(dwte), Out<T>(powers), at_once);
   });
 }
 
@@ -100,7 +103,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_classifier_forward, ClassifierForward,
                                   .Ret<F32>()  // losses (B,T)
                                   .Ret<Any>()  // dlnf (B,T,C)
                                   .Ret<F32>()  // dwte (Vp,C)
-                                  .Ret<F32>()  // workspace: classifier.h says how much
+                                  .Ret<Any>()  // powers (rows,Vp), of those worked on at once
                                   .Attr<int64_t>("V"));
 
 }  // namespace llmc

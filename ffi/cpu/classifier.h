@@ -2,18 +2,16 @@
 //   logits = lnf wte^T, losses = logsumexp(logits[:V]) - logits[target]
 //   dlogits = (softmax(logits[:V]) - onehot(target)) * dloss, 0 in the columns from V on
 //   dlnf = dlogits wte, dwte = dlogits^T lnf
-// A row with target < 0 is ignored: loss and gradient 0. The logits are never there as a whole:
+// A row with target < 0 is ignored: loss and gradient 0.
 //
-// By rows: those of some rows exist at a time and become their own gradient in place; each such
-// chunk reads wte and adds to dwte.
-// By pieces of the vocabulary, where there are more rows and products are fast: a first product
-// leaves only the log-sum-exp of each row, a second one the gradient of some columns of all rows,
-// from which that piece of dwte comes whole. A third more products, an eighth of the traffic:
-// 1,060 ms become 700 for 4,096 rows of GPT-2 124M in bfloat16 with AMX on two cores.
-// Losses alone come from that first product, and need none of the logits in memory.
-//
-// How many rows or columns is a matter of the workspace that the caller has: XLA's, which is free
-// for other things during the rest of the step.
+// No logit z leaves the tile in which it is made: there it becomes a power, e^(z - from), where
+// `from` is the logit of the row's target, which one dot product tells beforehand. Then
+//   total = sum(powers), which is 1 or more, loss = log(total)
+//   dlogits = powers * factor, factor = dloss / total, but (power - total) * factor of the target
+// Powers are stored once, as T, of some rows at a time; each such chunk reads wte and adds to
+// dwte. A row's factor, known after all of its powers, scales what dlnf comes to and the lnf that
+// dwte is made of. The target's column, where dlogits are largest, is 0 among the powers and
+// added to both gradients in float.
 #pragma once
 
 #include "cpu/matmul.h"
@@ -28,262 +26,268 @@ void Logits(Threads& threads, int64_t N, int64_t C, int64_t Vp, const T* lnf, co
     ForTile(tile, [&](int64_t n, int64_t v, Vec z, auto some) {
       StreamUpTo(logits + n * Vp + v, z, some);
     });
-    StreamFence();
   });
 }
 
-// By pieces from so many rows on: fewer are one chunk (llmc_jax/ops/classifier.py, ROWS).
-constexpr int64_t kClassifierRows = 512;
-// Columns that are packed, or whose gradient exists, at once.
+// Tokens whose rows of wte are packed at once, for dlnf.
 constexpr int64_t kClassifierPiece = 4096;
 
-// Memory for a part of the logits.
-struct Workspace {
-  float* data;
-  int64_t size;
+inline float LargestOf(const float* x, int64_t count) {
+  float largest = x[0];
+  for (int64_t i = 1; i < count; ++i) largest = Max(largest, x[i]);
+  return largest;
+}
+
+// e^x, to be added up: of logits that have the 24 bits of a float, or of those that come from 8.
+template <typename T>
+Vec Summand(Vec x) {
+#if defined(__AVX512DQ__)
+  if constexpr (sizeof(T) < sizeof(float)) {
+    // 2^t = 2^n 2^r, |r| <= 1/2, to 2e-7 + |t| 6e-8: 2^r by the best polynomial of degree 5 that is
+    // exact at 0, where the target is, so that no loss is below 0
+    const Vec t = x * 1.44269504f, r = (Vec)_mm512_reduce_ps((__m512)t, 0);
+    Vec p = r * 1.32647273e-3f + 9.67151299e-3f;
+    p = p * r + 5.55073358e-2f;
+    p = p * r + 0.240222424f;
+    p = p * r + 0.693147004f;
+    p = p * r + 1.f;
+    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)(t - r));
+  }
+#endif
+  return Exp(x);
+}
+
+// What is known of some rows' logits, each (N).
+struct RowSums {
+  float* from;    // what they are measured from
+  float* total;   // the sum of their powers
+  float* target;  // that of the target; of an ignored row nothing
 };
 
-// e^(x - from), as exactly as a T is.
-template <typename T>
-Vec PowerOf(Vec x, float from) {
-  return Power<T>::Of(x * Power<T>::kPerNat - from * Power<T>::kPerNat);
-}
-
-// The largest of x[0 .. n) and the sum of e^(x - largest).
-inline void RowSoftmax(const float* x, int64_t n, float* largest, float* total) {
-  Vec max = Broadcast(x[0]);
-  int64_t whole = n / kLanes * kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes) max = MaxOf(max, Load(x + i));
-  float m = Largest(max);
-  for (int64_t i = whole; i < n; ++i) m = Max(m, x[i]);
-  // in chunks: over a vocabulary of 50,257 one float would lose three digits
-  constexpr int64_t kChunk = 64 * kLanes;
-  double sum = 0;
-  for (int64_t start = 0; start < whole; start += kChunk) {
-    Vec part{};
-    for (int64_t i = start; i < Min(whole, start + kChunk); i += kLanes)
-      part += Exp(Load(x + i) - m);
-    sum += Sum(part);
-  }
-  for (int64_t i = whole; i < n; ++i) sum += Exp(Broadcast(x[i] - m))[0];
-  *largest = m;
-  *total = static_cast<float>(sum);
-}
-
-// One row's loss, and, over its logits, their gradient as T.
-template <typename T>
-float ClassifierRow(float* logits, int32_t target, float dloss, int64_t V, int64_t Vp) {
-  T* dlogits = reinterpret_cast<T*>(logits);
-  if (target < 0) {
-    __builtin_memset(dlogits, 0, Vp * sizeof(T));
-    return 0;
-  }
-  float max, total, target_logit = logits[target];
-  RowSoftmax(logits, V, &max, &total);
-  float factor = dloss / total, target_gradient = Exp(Broadcast(target_logit - max))[0] * factor;
-  ForVectors(V, [&](int64_t i, auto some) {  // reading before writing, in ascending order
-    StoreUpTo(dlogits + i, PowerOf<T>(LoadUpTo(logits + i, some), max) * factor, some);
-  });
-  FromFloat(target_gradient - dloss, &dlogits[target]);
-  for (int64_t i = V; i < Vp; ++i) FromFloat(0, &dlogits[i]);
-  return __builtin_logf(total) + max - target_logit;
-}
-
-// As Classifier does it by rows.
+// from = the logit of each target, to the rounding of a product; of ignored rows that of token 0.
 template <typename T, typename W>
-void ClassifierByRows(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t Vp,
-                      const T* lnf, const W* wte, const int32_t* targets, const float* dlosses,
-                      float* losses, T* dlnf, float* dwte, const Workspace& workspace) {
-  const int64_t at_once = Min(N, workspace.size / (Vp + C));
-  float *logits = workspace.data, *sum = logits + at_once * Vp;
-  auto* dlogits = reinterpret_cast<const T*>(logits);
-  constexpr int64_t kRatio = sizeof(float) / sizeof(T);  // a row of dlogits has the logits' place
-
-  for (int64_t n0 = 0; n0 < N; n0 += at_once) {
-    const int64_t rows = Min(at_once, N - n0);
-    const T* inp = lnf + n0 * C;
-    Gemm<T>(threads, rows, Vp, C, Rows(inp, C), Rows(wte, C), [&](const Tile& tile) {
-      ForTile(tile, [&](int64_t n, int64_t v, Vec z, auto some) {
-        StoreUpTo(logits + n * Vp + v, z, some);
-      });
+void MeasureFromTargets(Threads& threads, int64_t N, int64_t C, const T* lnf, const W* wte,
+                        const int32_t* targets, const RowSums& rows) {
+  ParallelFor(threads, N, [&](int64_t n) {
+    const W* weight = wte + Max(targets[n], 0) * C;
+    Vec sum{};
+    ForVectors(C, [&](int64_t c, auto some) {
+      sum += LoadUpTo(lnf + n * C + c, some) * ByFloats::OfWeight<T>(weight + c, some);
     });
-    ParallelFor(threads, rows, [&](int64_t n) {
-      losses[n0 + n] =
-          ClassifierRow<T>(logits + n * Vp, targets[n0 + n], dlosses[n0 + n], V, Vp);
-    });
+    rows.from[n] = Sum(sum);
+  });
+}
 
-    // dlnf: a piece of the vocabulary at a time, so that little is packed at once
-    for (int64_t v0 = 0; v0 < Vp; v0 += kClassifierPiece) {
-      const int64_t piece = Min(kClassifierPiece, Vp - v0);
-      Gemm<T>(threads, rows, C, piece, Rows(dlogits + v0, Vp * kRatio), Columns(wte + v0 * C, C),
-              [&](const Tile& tile) {
-                ForTile(tile, [&](int64_t n, int64_t c, Vec v, auto some) {
-                  float* at = sum + n * C + c;
-                  if (v0) v += LoadUpTo(at, some);
-                  if (v0 + piece == Vp)
-                    StreamUpTo(dlnf + (n0 + n) * C + c, v, some);
-                  else
-                    StoreUpTo(at, v, some);
-                });
-                StreamFence();
-              });
+// A number for each tile of columns and each row, and what those of a row come to.
+template <typename T>
+class PartsOfRows {
+ public:
+  PartsOfRows(int64_t N, int64_t V)
+      : tiles_(CeilDiv(V, kColumns)), stride_(RoundUp(N, kLanes)), parts_(tiles_ * stride_) {}
+
+  float* At(const Tile& tile, int64_t r) {
+    return parts_.data() + tile.column / kColumns * stride_ + tile.row + r;
+  }
+  // result (N) = all parts of each row, merged two at a time, those of 32 tiles first: a long sum of
+  // floats would lose digits.
+  template <typename Merge>
+  void Merged(Threads& threads, int64_t N, const Merge& merge, float* result) const {
+    ParallelFor(threads, stride_ / kLanes, [&](int64_t i) {
+      const float* parts = parts_.data() + i * kLanes;
+      Vec all = Load(parts);
+      for (int64_t begin = 1; begin < tiles_; begin += 32) {
+        Vec some = Load(parts + begin * stride_);
+        for (int64_t tile = begin + 1; tile < Min(tiles_, begin + 32); ++tile)
+          some = merge(some, Load(parts + tile * stride_));
+        all = merge(all, some);
+      }
+      StoreUpTo(result + i * kLanes, all, Min<int64_t>(kLanes, N - i * kLanes));
+    });
+  }
+
+ private:
+  static constexpr int64_t kColumns = PanelsOf<T>::Type::kNR;
+  const int64_t tiles_, stride_;
+  SharedScratch<float> parts_;
+};
+
+// total and target. Of the powers, rows (N,Vp) are kept as T, unless `powers` is null.
+template <typename T, typename W>
+void SumPowers(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t Vp, const T* lnf,
+               const W* wte, const int32_t* targets, T* powers, const RowSums& rows) {
+  PartsOfRows<T> parts(N, V);
+  Gemm<T>(threads, N, V, C, Rows(lnf, C), Rows(wte, C), [&](const Tile& tile) {
+    for (int64_t r = 0; r < tile.rows; r += kLanes) {
+      const int64_t some_rows = Min<int64_t>(kLanes, tile.rows - r);
+      Vec sums[kLanes] = {};
+      for (int64_t i = 0; i < some_rows; ++i) {
+        const int64_t n = tile.row + r + i, target = targets[n] - tile.column;
+        const float *logits = tile.data + (r + i) * tile.ld, from = rows.from[n];
+        if (0 <= target && target < tile.columns) rows.target[n] = logits[target];
+        ForVectors(tile.columns, [&](int64_t v, auto some) {
+          Vec power = Summand<T>(Load(logits + v) - from);
+          for (int64_t lane = some; lane < kLanes; ++lane) power[lane] = 0;
+          sums[i] += power;
+          if (powers) StreamUpTo(powers + n * Vp + tile.column + v, power, some);
+        });
+      }
+      StoreUpTo(parts.At(tile, r), SumOfEach(sums), some_rows);
     }
+  });
+  parts.Merged(threads, N, [](Vec a, Vec b) { return a + b; }, rows.total);
+}
+
+// from = the largest logit of each row.
+template <typename T, typename W>
+void MeasureFromLargest(Threads& threads, int64_t N, int64_t C, int64_t V, const T* lnf,
+                        const W* wte, const RowSums& rows) {
+  PartsOfRows<T> parts(N, V);
+  Gemm<T>(threads, N, V, C, Rows(lnf, C), Rows(wte, C), [&](const Tile& tile) {
+    for (int64_t r = 0; r < tile.rows; ++r)
+      *parts.At(tile, r) = LargestOf(tile.data + r * tile.ld, tile.columns);
+  });
+  parts.Merged(threads, N, MaxOf, rows.from);
+}
+
+// A total beyond which powers may be too large for a float: that of a loss of 60.
+constexpr float kLargestTotal = 1e26f;
+
+// All of `rows`, and the powers. Where a total is too large, all are measured from their largest
+// logit instead.
+template <typename T, typename W>
+void Powers(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t Vp, const T* lnf,
+            const W* wte, const int32_t* targets, T* powers, const RowSums& rows) {
+  MeasureFromTargets(threads, N, C, lnf, wte, targets, rows);
+  SumPowers(threads, N, C, V, Vp, lnf, wte, targets, powers, rows);
+  if (LargestOf(rows.total, N) <= kLargestTotal) return;
+  MeasureFromLargest(threads, N, C, V, lnf, wte, rows);
+  SumPowers(threads, N, C, V, Vp, lnf, wte, targets, powers, rows);
+}
+
+// Losses (N) of rows whose powers are summed.
+inline void Losses(int64_t N, const int32_t* targets, const RowSums& rows, float* losses) {
+  for (int64_t n = 0; n < N; ++n) {
+    const float loss = __builtin_logf(rows.total[n]) + (rows.from[n] - rows.target[n]);
+    losses[n] = targets[n] < 0 ? 0 : loss;
+  }
+}
+
+// What gradients are made of besides lnf and wte, for N rows.
+template <typename T>
+struct GradientParts {
+  T* powers;      // (N,Vp), 0 at targets and from V on
+  T* scaled;      // (N,C), lnf times the factors
+  float* factor;  // (N)
+  float* target;  // (N), dlogits of the targets
+};
+
+template <typename T>
+void MakeGradientParts(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t Vp, const T* lnf,
+                       const int32_t* targets, const float* dlosses, const RowSums& rows,
+                       const GradientParts<T>& parts) {
+  ParallelFor(threads, N, [&](int64_t n) {
+    T* powers = parts.powers + n * Vp;
+    const float total = rows.total[n], factor = targets[n] < 0 ? 0 : dlosses[n] / total;
+    const float power = Exp(Broadcast(rows.target[n] - rows.from[n]))[0];
+    parts.factor[n] = factor;
+    parts.target[n] = targets[n] < 0 ? 0 : (power - total) * factor;
+    ForVectors(C, [&](int64_t c, auto some) {
+      StoreUpTo(parts.scaled + n * C + c, LoadUpTo(lnf + n * C + c, some) * factor, some);
+    });
+    FromFloat(0, &powers[Max(targets[n], 0)]);
+    for (int64_t v = V; v < Vp; ++v) FromFloat(0, &powers[v]);
+  });
+}
+
+// dlnf, a piece of the vocabulary at a time, so that little of it is packed at once.
+template <typename T, typename W>
+void ClassifierInputGradient(Threads& threads, int64_t N, int64_t C, int64_t Vp, const W* wte,
+                             const int32_t* targets, const GradientParts<T>& parts, T* dlnf) {
+  SharedScratch<float> scratch(N * C);
+  float* sum = scratch.data();
+  for (int64_t v0 = 0; v0 < Vp; v0 += kClassifierPiece) {
+    const int64_t piece = Min(kClassifierPiece, Vp - v0);
     Gemm<T>(
-        threads, Vp, C, rows, Columns(dlogits, Vp * kRatio), Columns(inp, C),
+        threads, N, C, piece, Rows(parts.powers + v0, Vp), Columns(wte + v0 * C, C),
         [&](const Tile& tile) {
-          if (n0 == 0) {
-            ForTile(tile, [&](int64_t v, int64_t c, Vec gradient, auto some) {
-              StreamUpTo(dwte + v * C + c, gradient, some);
-            });
-          } else {
-            TileOf<float, typename PanelsOf<T>::Type> before(tile, dwte, C);
-            ForTile(tile, [&](int64_t v, int64_t c, Vec gradient, auto some) {
-              StreamUpTo(dwte + v * C + c, before.Get(v, c) + gradient, some);
-            });
-          }
-          StreamFence();
+          ForTile(tile, [&](int64_t n, int64_t c, Vec v, auto some) {
+            if (v0) v += LoadUpTo(sum + n * C + c, some);
+            if (v0 + piece < Vp) return StoreUpTo(sum + n * C + c, v, some);
+            const W* weight = wte + Max(targets[n], 0) * C;
+            v = v * parts.factor[n] + ByFloats::OfWeight<T>(weight + c, some) * parts.target[n];
+            StreamUpTo(dlnf + n * C + c, v, some);
+          });
         },
         [&](const Tile& tile) {
-          if (n0) FetchTile(tile, dwte, C);
+          if (v0) FetchTile(tile, sum, C);
         });
   }
 }
 
-// Some logits of a row; lanes beyond them have no part in a largest or in a sum of e^z.
-template <typename Count>
-Vec LoadLogits(const float* p, Count some) {
-  Vec z = LoadUpTo(p, some);
-  for (int64_t lane = some; lane < kLanes; ++lane) z[lane] = -1e30f;
-  return z;
-}
-
-// What logits of a row come to: their largest, and the sum of e^(z - largest).
-inline void PartOf(const float* logits, int64_t count, float* largest, float* total) {
-  Vec max = Broadcast(-1e30f), sum{};
-  ForVectors(count, [&](int64_t i, auto n) { max = MaxOf(max, LoadLogits(logits + i, n)); });
-  *largest = Largest(max);
-  ForVectors(count, [&](int64_t i, auto n) { sum += Exp(LoadLogits(logits + i, n) - *largest); });
-  *total = Sum(sum);
-}
-
-// The log-sum-exp of a row of which `before` is known, from more parts of it.
-inline float LogSumExp(float before, const float* largest, const float* total, int64_t parts) {
-  Vec max = Broadcast(before), sum{};
-  ForVectors(parts, [&](int64_t i, auto n) { max = MaxOf(max, LoadLogits(largest + i, n)); });
-  const float m = Largest(max);
-  ForVectors(parts, [&](int64_t i, auto n) {
-    sum += LoadUpTo(total + i, n) * Exp(LoadLogits(largest + i, n) - m);
-  });
-  return m + __builtin_logf(Sum(sum) + Exp(Broadcast(before - m))[0]);
-}
-
-// losses (N), and the log-sum-exp of each row, without any logits in memory.
-template <typename T, typename W>
-void ClassifierLosses(Threads& threads, int64_t N, int64_t C, int64_t V, const T* lnf,
-                      const W* wte, const int32_t* targets, float* losses, float* lse) {
-  constexpr int64_t kColumns = PanelsOf<T>::Type::kNR;  // of a tile
-  const int64_t at_once = N > kClassifierRows ? kClassifierPiece : V;
-  const int64_t tiles = CeilDiv(Min(at_once, V), kColumns);
-  SharedScratch<float> target_scratch(N), part_scratch(2 * N * tiles);
-  float* target_logit = target_scratch.data();
-  float *largest = part_scratch.data(), *total = largest + N * tiles;  // (N,tiles)
-  for (int64_t n = 0; n < N; ++n) lse[n] = -1e30f;
-  for (int64_t v0 = 0; v0 < V; v0 += at_once) {
-    const int64_t piece = Min(at_once, V - v0);
-    Gemm<T>(threads, N, piece, C, Rows(lnf, C), Rows(wte + v0 * C, C), [&](const Tile& tile) {
-      for (int64_t r = 0; r < tile.rows; ++r) {
-        const int64_t n = tile.row + r, target = targets[n] - v0 - tile.column;
-        const int64_t part = n * tiles + tile.column / kColumns;
-        const float* logits = tile.data + r * tile.ld;
-        PartOf(logits, tile.columns, &largest[part], &total[part]);
-        if (0 <= target && target < tile.columns) target_logit[n] = logits[target];
-      }
-    });
-    ParallelFor(threads, N, [&](int64_t n) {
-      lse[n] = LogSumExp(lse[n], largest + n * tiles, total + n * tiles, CeilDiv(piece, kColumns));
-    });
-  }
-  for (int64_t n = 0; n < N; ++n) losses[n] = targets[n] < 0 ? 0 : lse[n] - target_logit[n];
-}
-
-// A piece of dlogits has rows of so many more elements, or they would be a multiple of 4 KiB apart
-// and share a few places of the caches.
-constexpr int64_t kClassifierGap = 32;
-
-// dlogits of `count` neighbours in a row, of which those from V on are 0; target may be elsewhere.
+// dwte (Vp,C) = or += what the rows' other columns make of it
 template <typename T>
-void GradientOfLogits(const float* logits, int64_t count, int64_t V, int64_t target, float lse,
-                      float dloss, T* dlogits) {
-  ForVectors(count, [&](int64_t i, auto some) {
-    StoreUpTo(dlogits + i, PowerOf<T>(LoadUpTo(logits + i, some), lse) * dloss, some);
-  });
-  if (0 <= target && target < count)
-    FromFloat(PowerOf<T>(Broadcast(logits[target]), lse)[0] * dloss - dloss, &dlogits[target]);
-  for (int64_t i = Max<int64_t>(V, 0); i < count; ++i) FromFloat(0, &dlogits[i]);
+void ClassifierWeightGradient(Threads& threads, int64_t N, int64_t C, int64_t Vp,
+                              const GradientParts<T>& parts, bool accumulate, float* dwte) {
+  const auto powers_t = Columns<T>(parts.powers, Vp);
+  if (!accumulate) return WeightGradient(threads, N, C, Vp, powers_t, parts.scaled, dwte);
+  Gemm<T>(
+      threads, Vp, C, N, powers_t, Columns<T>(parts.scaled, C),
+      [&](const Tile& tile) {
+        TileOf<float, typename PanelsOf<T>::Type> before(tile, dwte, C);
+        ForTile(tile, [&](int64_t v, int64_t c, Vec gradient, auto some) {
+          StreamUpTo(dwte + v * C + c, before.Get(v, c) + gradient, some);
+        });
+      },
+      [&](const Tile& tile) { FetchTile(tile, dwte, C); });
 }
 
-// Columns of dlogits that a workspace has room for behind a row of dlnf for each of N rows.
+// dwte += what the rows' targets make of it, in the order of the rows: a task takes some columns.
 template <typename T>
-int64_t PieceThatFits(int64_t N, int64_t C, const Workspace& workspace) {
-  const int64_t elements = (workspace.size - N * C) * int64_t{sizeof(float) / sizeof(T)};
-  const int64_t columns = Min(kClassifierPiece, elements / N - kClassifierGap);
-  return Max<int64_t>(columns, 0) / kLanes * kLanes;
+void AddTargets(Threads& threads, int64_t N, int64_t C, const T* lnf, const int32_t* targets,
+                const float* dtarget, float* dwte) {
+  constexpr int64_t kColumns = 128;
+  ParallelFor(threads, CeilDiv(C, kColumns), [&](int64_t block) {
+    const int64_t c = block * kColumns;
+    for (int64_t n = 0; n < N; ++n) {
+      if (targets[n] < 0) continue;
+      float* weight = dwte + targets[n] * C + c;
+      ForVectors(Min(kColumns, C - c), [&](int64_t i, auto some) {
+        const Vec more = LoadUpTo(lnf + n * C + c + i, some) * dtarget[n];
+        StoreUpTo(weight + i, LoadUpTo(weight + i, some) + more, some);
+      });
+    }
+  });
 }
 
-// As Classifier does it by pieces of the vocabulary.
+// Losses of some rows, and with dlosses the gradients; dwte is added to where `accumulate`.
 template <typename T, typename W>
-void ClassifierByPieces(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t Vp,
-                        const T* lnf, const W* wte, const int32_t* targets, const float* dlosses,
-                        float* losses, T* dlnf, float* dwte, const Workspace& workspace) {
-  using P = typename PanelsOf<T>::Type;
-  SharedScratch<float> lse_scratch(N);
-  float* lse = lse_scratch.data();
-  ClassifierLosses(threads, N, C, V, lnf, wte, targets, losses, lse);
-
-  float* sum = workspace.data;
-  T* dlogits = reinterpret_cast<T*>(sum + N * C);
-  const int64_t at_once = PieceThatFits<T>(N, C, workspace);
-  __builtin_memset(sum, 0, N * C * sizeof(float));
-  for (int64_t v0 = 0; v0 < Vp; v0 += at_once) {
-    const int64_t piece = Min(at_once, Vp - v0), ld = at_once + kClassifierGap;
-    Gemm<T>(threads, N, piece, C, Rows(lnf, C), Rows(wte + v0 * C, C), [&](const Tile& tile) {
-      for (int64_t r = 0; r < tile.rows; ++r) {
-        const int64_t n = tile.row + r, v = v0 + tile.column;
-        GradientOfLogits(tile.data + r * tile.ld, tile.columns, V - v, targets[n] - v, lse[n],
-                         targets[n] < 0 ? 0 : dlosses[n], dlogits + n * ld + tile.column);
-      }
-    });
-    Gemm<T>(
-        threads, N, C, piece, Rows(dlogits, ld), Columns(wte + v0 * C, C),
-        [&](const Tile& tile) {
-          TileOf<float, P> before(tile, sum, C);
-          ForTile(tile, [&](int64_t n, int64_t c, Vec v, auto some) {
-            v += before.Get(n, c);
-            if (v0 + piece == Vp)
-              StoreUpTo(dlnf + n * C + c, v, some);
-            else
-              StoreUpTo(sum + n * C + c, v, some);
-          });
-        },
-        [&](const Tile& tile) { FetchTile(tile, sum, C); });
-    WeightGradient(threads, N, C, piece, Columns(dlogits, ld), lnf, dwte + v0 * C);
-  }
+void ClassifierOfRows(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t Vp, const T* lnf,
+                      const W* wte, const int32_t* targets, const float* dlosses, float* losses,
+                      T* dlnf, float* dwte, bool accumulate, T* powers) {
+  SharedScratch<float> numbers(5 * N);
+  float* number = numbers.data();
+  const RowSums rows{number, number + N, number + 2 * N};
+  Powers(threads, N, C, V, Vp, lnf, wte, targets, dlosses ? powers : nullptr, rows);
+  Losses(N, targets, rows, losses);
+  if (!dlosses) return;
+  SharedScratch<T> scaled(N * C);
+  const GradientParts<T> parts{powers, scaled.data(), number + 3 * N, number + 4 * N};
+  MakeGradientParts(threads, N, C, V, Vp, lnf, targets, dlosses, rows, parts);
+  ClassifierInputGradient(threads, N, C, Vp, wte, targets, parts, dlnf);
+  ClassifierWeightGradient(threads, N, C, Vp, parts, accumulate, dwte);
+  AddTargets(threads, N, C, lnf, targets, parts.target, dwte);
 }
 
-// Losses, and with dlosses the gradients; losses alone (and no workspace) where it is null.
+// Losses, and with dlosses the gradients; losses alone where it is null. `at_once` rows are worked
+// on at a time: powers, for gradients, is (at_once,Vp).
 template <typename T, typename W>
 void Classifier(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t Vp, const T* lnf,
                 const W* wte, const int32_t* targets, const float* dlosses, float* losses, T* dlnf,
-                float* dwte, float* workspace_data, int64_t workspace_size) {
-  if (!dlosses) {
-    SharedScratch<float> lse(N);
-    return ClassifierLosses(threads, N, C, V, lnf, wte, targets, losses, lse.data());
-  }
-  const Workspace workspace{workspace_data, workspace_size};
-  const bool by_pieces = PanelsOf<T>::Type::kTiles && N > kClassifierRows &&
-                         PieceThatFits<T>(N, C, workspace) > 0;
-  auto classifier = by_pieces ? ClassifierByPieces<T, W> : ClassifierByRows<T, W>;
-  classifier(threads, N, C, V, Vp, lnf, wte, targets, dlosses, losses, dlnf, dwte, workspace);
+                float* dwte, T* powers, int64_t at_once) {
+  for (int64_t n = 0; n < N; n += at_once)
+    ClassifierOfRows(threads, Min(at_once, N - n), C, V, Vp, lnf + n * C, wte, targets + n,
+                     dlosses ? dlosses + n : nullptr, losses + n, dlnf ? dlnf + n * C : nullptr,
+                     dwte, /*accumulate=*/n > 0, powers);
 }
 
 }  // namespace llmc::LLMC_ISA

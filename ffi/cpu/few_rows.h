@@ -65,14 +65,6 @@ template <typename T>
 using FewBy = ByFloats;
 #endif
 
-// The sum of each of kLanes vectors, as the lanes of one.
-inline Vec SumOfEach(Word* vectors) {
-  Transpose(vectors);
-  Vec sum = (Vec)vectors[0];
-  for (int i = 1; i < kLanes; ++i) sum += (Vec)vectors[i];
-  return sum;
-}
-
 // kR rows of `weight` by kN of `inp`, both C long: product n * kR + r. The weights behind them are
 // fetched meanwhile: rows are too short for the processor to find out by itself.
 // A product is summed in the same order whatever kN and kR are.
@@ -100,9 +92,9 @@ Vec FewProducts(int64_t C, const typename FewBy<T>::Inp* inp, const W* weight) {
   for (; c + By::kStep <= C; c += By::kStep) add(c, By::kStep);
   if (c < C) add(c, C - c);
 
-  Word sums[kLanes] = {};
+  Vec sums[kLanes] = {};
 #pragma GCC unroll 16
-  for (int i = 0; i < kN * kR; ++i) sums[i] = (Word)sum[i / kR][i % kR];
+  for (int i = 0; i < kN * kR; ++i) sums[i] = sum[i / kR][i % kR];
   return SumOfEach(sums);
 }
 
@@ -150,6 +142,7 @@ void Linear(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* inp, co
       FewRows<T, kWeightRows>(N, C, x, weight + (begin + r) * C, c + r);
     for (; r < rows; ++r) FewRows<T, 1>(N, C, x, weight + (begin + r) * C, c + r);
     epilogue(Tile{0, begin, N, rows, c, kTaskRows});
+    StreamFence();
   });
 }
 

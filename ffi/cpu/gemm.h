@@ -207,6 +207,8 @@ struct TilePanels {
                        const uint32_t* b, float* c, int64_t ldc, const uint32_t* next) {
     auto* a = static_cast<const uint32_t*>(a_words);
     int64_t stride = ldc * sizeof(float);
+    // g++ does not know that _tile_loadd reads memory: nothing stored before may come after
+    __asm__ volatile("" ::: "memory");
     if constexpr (accumulate) {
       _tile_loadd(0, c, stride);
       _tile_loadd(1, c + 16, stride);
@@ -329,6 +331,16 @@ struct Side {
   }
 };
 
+// Rows of the streamed operand for each task: few enough for the second-level cache, and so many
+// that all threads get equally many tasks, two or more, where panels allow it.
+inline int64_t StreamedRows(int64_t rows, int64_t panel, int64_t threads) {
+  const int64_t most = kBlockM / panel * panel;
+  for (int64_t tasks = RoundUp(Max(CeilDiv(rows, most), 2 * threads), threads);; tasks += threads) {
+    const int64_t block = RoundUp(CeilDiv(rows, tasks), panel);
+    if (block == panel || CeilDiv(rows, block) % threads == 0) return block;
+  }
+}
+
 // P::MicroInPlace where there is one.
 template <typename P, bool accumulate>
 void MicroInPlace(int64_t steps, const void* a, int64_t a_stride, const uint32_t* b, float* c,
@@ -353,9 +365,7 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
   constexpr int kKept = stream_b ? P::kMR : P::kNR, kStreamed = stream_b ? P::kNR : P::kMR;
   constexpr int kPer = P::Form::kPer, kTile = P::kMR * P::kNR;
   constexpr int64_t kKeptBlock = kBlockN / kKept * kKept;
-  const int64_t streamed_block =
-      Min(kBlockM / kStreamed * kStreamed,
-          RoundUp(CeilDiv(streamed.rows, 2 * threads.count()), kStreamed));
+  const int64_t streamed_block = StreamedRows(streamed.rows, kStreamed, threads.count());
   const int64_t steps = RoundUp(CeilDiv(K, kPer), P::kUnit);
   const int64_t block_steps =
       RoundUp(CeilDiv(steps, CeilDiv(steps, kBlockSteps)), P::kUnit);
@@ -424,6 +434,7 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
           }
         }
       }
+    StreamFence();
   });
 }
 

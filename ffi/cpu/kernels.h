@@ -43,7 +43,7 @@ struct WeightKernels {
                  float* logits);
   void (*classifier)(Threads&, int64_t N, int64_t C, int64_t V, int64_t Vp, const T* lnf,
                      const W* wte, const int32_t* targets, const float* dlosses, float* losses,
-                     T* dlnf, float* dwte, float* workspace_data, int64_t workspace_size);
+                     T* dlnf, float* dwte, T* powers, int64_t at_once);
 };
 
 struct Kernels {

@@ -23,6 +23,35 @@ template <typename Each>
     });
 }
 
+// Of one vector of a tile, one for each of some results.
+template <int kCount>
+struct Vecs {
+  Vec of[kCount];
+};
+
+// Streams results made of a tile into row-major tensors (..., columns): value(row, column, v, n)
+// gives n elements of each.
+template <int kResults, typename T, typename Value>
+[[gnu::always_inline]] inline void StreamTile(const Tile& tile, int64_t columns,
+                                              T* const (&results)[kResults], const Value& value) {
+  constexpr int64_t kPair = 2 * kLanes;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const int64_t row = tile.row + r, at = row * columns + tile.column;
+    const float* data = tile.data + r * tile.ld;
+    const int64_t paired = tile.columns / kPair * kPair;
+    for (int64_t i = 0; i < paired; i += kPair) {
+      const auto first = value(row, tile.column + i, Load(data + i), Whole{});
+      const auto second = value(row, tile.column + i + kLanes, Load(data + i + kLanes), Whole{});
+      for (int k = 0; k < kResults; ++k) StreamPair(results[k] + at + i, first.of[k], second.of[k]);
+    }
+    ForVectors(tile.columns - paired, [&](int64_t i, auto some) {
+      i += paired;
+      const auto rest = value(row, tile.column + i, Load(data + i), some);
+      for (int k = 0; k < kResults; ++k) StreamUpTo(results[k] + at + i, rest.of[k], some);
+    });
+  }
+}
+
 // The elements of a tile of a row-major tensor (..., columns), laid out as tile.data is.
 //
 // An epilogue that reads one tensor and writes another reads through this, all of the tile before
@@ -69,10 +98,9 @@ template <typename T, typename W>
 void MatmulForward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* inp,
                    const W* weight, const float* bias, T* out) {
   Linear(threads, N, C, OC, inp, weight, [&](const Tile& tile) {
-    ForTile(tile, [&](int64_t n, int64_t oc, Vec v, auto some) {
-      StreamUpTo(out + n * OC + oc, v + LoadUpTo(bias + oc, some), some);
+    StreamTile(tile, OC, {out}, [&](int64_t, int64_t oc, Vec v, auto some) {
+      return Vecs<1>{v + LoadUpTo(bias + oc, some)};
     });
-    StreamFence();
   });
 }
 
@@ -81,10 +109,7 @@ template <typename T, typename G>
 void WeightGradient(Threads& threads, int64_t N, int64_t C, int64_t OC, const Operand<T>& dout_t,
                     const T* inp, G* dweight) {
   Gemm<T>(threads, OC, C, N, dout_t, Columns(inp, C), [&](const Tile& tile) {
-    ForTile(tile, [&](int64_t oc, int64_t c, Vec v, auto some) {
-      StreamUpTo(dweight + oc * C + c, v, some);
-    });
-    StreamFence();
+    StreamTile(tile, C, {dweight}, [](int64_t, int64_t, Vec v, auto) { return Vecs<1>{v}; });
   });
 }
 
@@ -94,10 +119,7 @@ void MatmulBackward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T*
   BiasGradient(threads, N, OC, dout, dbias);
   WeightGradient(threads, N, C, OC, Columns(dout, OC), inp, dweight);
   Gemm<T>(threads, N, C, OC, Rows(dout, OC), Columns(weight, C), [&](const Tile& tile) {
-    ForTile(tile, [&](int64_t n, int64_t c, Vec v, auto some) {
-      StreamUpTo(dinp + n * C + c, v, some);
-    });
-    StreamFence();
+    StreamTile(tile, C, {dinp}, [](int64_t, int64_t, Vec v, auto) { return Vecs<1>{v}; });
   });
 }
 
@@ -123,12 +145,10 @@ void MlpForward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* inp,
                 const float* fcb, const W* fcprojw, const float* fcprojb, T* out, T* fch,
                 T* fch_gelu) {
   Linear(threads, N, C, H, inp, fcw, [&](const Tile& tile) {
-    ForTile(tile, [&](int64_t n, int64_t h, Vec v, auto some) {
-      Vec x = Rounded<T>(v + LoadUpTo(fcb + h, some));
-      StreamUpTo(fch + n * H + h, x, some);
-      StreamUpTo(fch_gelu + n * H + h, x * GeluSigmoid<T>(x), some);
+    StreamTile(tile, H, {fch, fch_gelu}, [&](int64_t, int64_t h, Vec v, auto some) {
+      const Vec x = Rounded<T>(v + LoadUpTo(fcb + h, some));
+      return Vecs<2>{x, x * GeluSigmoid<T>(x)};
     });
-    StreamFence();
   });
   MatmulForward(threads, N, H, C, fch_gelu, fcprojw, fcprojb, out);
 }
@@ -142,12 +162,10 @@ void MlpBackward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* fch
       threads, N, H, C, Rows(dout, C), Columns(fcprojw, H),
       [&](const Tile& tile) {
         TileOf<T> fch_tile(tile, fch, H);
-        ForTile(tile, [&](int64_t n, int64_t h, Vec dgelu, auto some) {
-          Vec x = fch_tile.Get(n, h), s = GeluSigmoid<T>(x);
-          StreamUpTo(fch_gelu + n * H + h, x * s, some);
-          StreamUpTo(dfch + n * H + h, dgelu * GeluSlope(x, s), some);
+        StreamTile(tile, H, {fch_gelu, dfch}, [&](int64_t n, int64_t h, Vec dgelu, auto) {
+          const Vec x = fch_tile.Get(n, h), s = GeluSigmoid<T>(x);
+          return Vecs<2>{x * s, dgelu * GeluSlope(x, s)};
         });
-        StreamFence();
       },
       [&](const Tile& tile) { FetchTile(tile, fch, H); });
   BiasGradient(threads, N, C, dout, dfcprojb);

@@ -42,7 +42,7 @@ struct SharedBuffers {
 };
 
 SharedBuffers& Shared() {
-  static SharedBuffers buffers;
+  static SharedBuffers& buffers = *new SharedBuffers;  // threads may use it while the process ends
   return buffers;
 }
 

@@ -155,7 +155,21 @@ inline void Stream(BF16* p, Vec v) {
 #endif
   Store(p, v);
 }
-// Makes what was streamed visible to other threads; every epilogue that streams ends with it.
+// Neighbours: of bfloat16 a whole line of the cache, which is written at once.
+template <typename T>
+void StreamPair(T* p, Vec first, Vec second) {
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(T) == 2) {
+    if (reinterpret_cast<uintptr_t>(p) % 64 == 0) {
+      const auto line = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+      return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)line);
+    }
+  }
+#endif
+  Stream(p, first);
+  Stream(p + kLanes, second);
+}
+// Makes what was streamed visible to other threads; every task that streams ends with it.
 inline void StreamFence() {
 #if defined(__AVX2__)
   _mm_sfence();
@@ -323,6 +337,36 @@ inline void Transpose(Word* rows) {
       rows[i][j] = rows[j][i];
       rows[j][i] = word;
     }
+#endif
+}
+
+// The sum of each of kLanes vectors, as the lanes of one; v is written over.
+inline Vec SumOfEach(Vec* v) {
+#if defined(__AVX512F__)
+  // halves of two vectors are added at a time: a tree of 15 additions
+  auto add = [](Vec& a, __m512 b, __m512 c) { a = (Vec)b + (Vec)c; };
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = (__m512)v[i], b = (__m512)v[i + 8];
+    add(v[i], _mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = (__m512)v[i], b = (__m512)v[i + 4];
+    add(v[i], _mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+  for (int i = 0; i < 4; i += 2) {
+    const __m512 a = (__m512)v[i], b = (__m512)v[i + 1];
+    add(v[i], _mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+  const __m512 a = (__m512)v[0], b = (__m512)v[2];
+  add(v[0], _mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+  return (Vec)_mm512_shuffle_f32x4((__m512)v[0], (__m512)v[0], 0xd8);
+#else
+  Word words[kLanes];
+  for (int i = 0; i < kLanes; ++i) words[i] = (Word)v[i];
+  Transpose(words);
+  Vec sum = (Vec)words[0];
+  for (int i = 1; i < kLanes; ++i) sum += (Vec)words[i];
+  return sum;
 #endif
 }
 

@@ -255,11 +255,12 @@ struct CrossEntropy {
 // (N,Vp); rows with target < 0 are ignored.
 //
 // With x = logit - max: e^x is wrong by a factor of 1 +- u (|x| + 4), from rounding x and from
-// e^x itself, and by the error of the logit. The sum over the vocabulary is taken over 64 floats
-// at most before it goes on in double. dlogits may be of another, less exact e^x.
+// e^x itself, and by the error of the logit. x may also be measured from the target's logit. The
+// sum over the vocabulary is taken over 64 floats at most before it goes on in double, or in that
+// many lanes. dlogits may be of another, less exact e^x.
 template <typename T>
 CrossEntropy CrossEntropyOf(const Matrix& logits, int64_t V, const int32_t* targets,
-                                   const float* dlosses) {
+                            const float* dlosses, bool from_target = false) {
   const int64_t N = logits.rows;
   CrossEntropy want{Matrix(1, N), Matrix(N, logits.columns)};
   for (int64_t n = 0; n < N; ++n) {
@@ -267,8 +268,9 @@ CrossEntropy CrossEntropyOf(const Matrix& logits, int64_t V, const int32_t* targ
     if (targets[n] < 0) continue;
     double max = z[0].value, total = 0, total_error = 0;
     for (int64_t v = 0; v < V; ++v) max = std::fmax(max, z[v].value);
+    const double from = from_target ? max - z[targets[n]].value : 0;
     auto relative = [&](int64_t v) {
-      return z[v].tolerance + kU * (std::fabs(z[v].value - max) + 4);
+      return z[v].tolerance + kU * (std::fabs(z[v].value - max) + from + 4);
     };
     for (int64_t v = 0; v < V; ++v) {
       total += std::exp(z[v].value - max);
@@ -298,7 +300,7 @@ struct ClassifierOutput {
 template <typename T>
 ClassifierOutput Classifier(const Matrix& lnf, const Matrix& wte, int64_t V,
                               const int32_t* targets, const float* dlosses) {
-  auto want = CrossEntropyOf<T>(Product(lnf, wte), V, targets, dlosses);
+  auto want = CrossEntropyOf<T>(Product(lnf, wte), V, targets, dlosses, /*from_target=*/true);
   return {want.losses, Product(want.dlogits, Transposed(wte), kRounding<T>),
           Product(Transposed(want.dlogits), Transposed(lnf), kRounding<T>)};
 }

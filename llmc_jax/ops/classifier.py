@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from llmc_jax import ffi
 from llmc_jax.ops.matmul import dot, rows
 from llmc_jax.ops.op import Cost, Op, run_kernel, size
 
@@ -73,25 +72,14 @@ class Gradients(NamedTuple):
     dwte: Array  # (Vp, C)
 
 
-ROWS = 512  # whose logits exist at once: kClassifierRows of ffi/cpu/classifier.h
-PIECE = 4096 + 32  # or so many columns of all rows: kClassifierPiece and kClassifierGap
-
-
-def _workspace(lnf, wte):
-    """Room for a part of the logits and for dlnf, by rows, or where there are more of them and
-    products are fast by pieces of the vocabulary."""
-    N, (Vp, C) = math.prod(lnf.shape[:-1]), wte.shape
-    floats = min(N, ROWS) * (Vp + C)
-    if N > ROWS and lnf.dtype == jnp.bfloat16 and ffi.active_isa() == "amx":
-        floats = N * (PIECE // 2 + C)
-    return jax.ShapeDtypeStruct((floats,), jnp.float32)
+KEPT = 2048  # bytes of powers of each token that exist at once: 103 MB of GPT-2's
 
 
 def native_forward(lnf, wte, targets, dlosses, *, V):
-    """`forward` as a kernel that makes the gradients while it has the logits of some rows.
+    """`forward` as a kernel that makes the gradients while it has powers of e of some rows' logits.
 
-    Its workspace is a result that nobody reads: so XLA lays it where other things are at other
-    times, and plans with it.
+    They are a result that nobody reads: so XLA lays them where other things are at other times,
+    and plans with them.
     """
     losses = jax.ShapeDtypeStruct(targets.shape, jnp.float32)
     if dlosses is None:
@@ -99,7 +87,9 @@ def native_forward(lnf, wte, targets, dlosses, *, V):
     inputs = (lnf, wte, targets, dlosses)
     losses, saved = jax.eval_shape(partial(forward, V=V), *inputs)
     gradients = jax.eval_shape(partial(backward, V=V), saved, losses, *inputs)
-    results = (losses, Gradients(*gradients), _workspace(lnf, wte))
+    at_once = min(targets.size, KEPT // lnf.dtype.itemsize)
+    powers = jax.ShapeDtypeStruct((at_once, wte.shape[0]), lnf.dtype)
+    results = (losses, Gradients(*gradients), powers)
     return run_kernel("llmc_classifier_forward", results, *inputs, V=V)[:2]
 
 

@@ -1,7 +1,8 @@
 """Every implementation of every op on every case: backward against autodiff, kernels against jnp.
 
 The jnp backward must be jax.vjp of the jnp forward in float64. A kernel may be at most twice as
-far from the float64 result as jnp in the kernel's dtype is (plus one rounding).
+far from the float64 result as jnp in the kernel's dtype is (plus one rounding, and what
+`allowances` says).
 """
 
 import functools
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from llmc_jax import ffi, ops
+from llmc_jax.ops import classifier
 from llmc_jax.ops.cases import CASES, Case, make_inputs
 from llmc_jax.ops.op import accumulation_dtype
 
@@ -117,16 +119,37 @@ def test_gradients_have_the_dtypes_of_the_contract(op, number, dtype):
         assert grad.shape == inputs[index].shape
 
 
+def allowances(op: str, number: int, dtype: str) -> list[float]:
+    """What each result of a kernel may be further away from the exact one.
+
+    dwte of the classifier is made of powers of e and of lnf times the rows' factors, both rounded;
+    jnp rounds their product, dlogits, in which a probability of nearly 1 happens to be exact.
+    """
+    allowed = [0.0] * len(exact(op, number))
+    if op == "classifier":
+        with jax.enable_x64(True):
+            (lnf, wte, targets, dlosses), _ = problem(op, number, "float64")
+            static = CASES[op][number].static
+            saved = classifier.forward(lnf, wte, targets, dlosses, **static)[1]
+            dlogits, lnf = np.abs(saved.dlogits), np.abs(lnf).reshape(-1, lnf.shape[-1])
+        np.put_along_axis(dlogits, np.maximum(targets, 0).reshape(-1, 1), 0, axis=1)
+        allowed[-1] = float(jnp.finfo(dtype).eps) / 2 * np.max(dlogits.T @ lnf)
+    return allowed
+
+
 @pytest.mark.parametrize("isa", ffi.supported_isas())
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("op", "number"), KERNELS)
 def test_kernel_is_as_close_as_jnp(use_isa, op, number, dtype, isa):
     use_isa(isa)
     results, others = run(op, number, "ffi", dtype), naive(op, number, dtype)
-    for result, same_dtype, reference in zip(results, others, exact(op, number), strict=True):
+    references, allowed = exact(op, number), allowances(op, number, dtype)
+    for result, same_dtype, reference, more in zip(
+        results, others, references, allowed, strict=True
+    ):
         assert result.dtype == same_dtype.dtype and result.shape == same_dtype.shape
         rounding = float(jnp.finfo(result.dtype).eps) * np.max(np.abs(reference))
-        assert error(result, reference) <= 2 * error(same_dtype, reference) + rounding
+        assert error(result, reference) <= 2 * error(same_dtype, reference) + rounding + more
 
 
 @pytest.mark.parametrize("isa", ffi.supported_isas())
