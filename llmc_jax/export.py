@@ -186,4 +186,4 @@ def _files(path: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    program.run(main, ExportConfig)
+    program.run(main, ExportConfig, goes_on=True)

@@ -182,4 +182,4 @@ def _ready_made(cfg: PrepareConfig, folder: Path) -> Manifest:
 
 
 if __name__ == "__main__":
-    program.run(main, PrepareConfig)
+    program.run(main, PrepareConfig, goes_on=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
+from llmc_jax import screen
 from llmc_jax.config import BadInput, RunStopped
 
 
@@ -35,36 +36,60 @@ def define_flags(config_class: type, module: str) -> None:
 
 
 def run(
-    main: Callable, config_class: type, commands: tuple[str, ...] = (), *, words: str = ""
+    main: Callable,
+    config_class: type,
+    commands: tuple[str, ...] = (),
+    *,
+    words: str = "",
+    goes_on: bool = False,
 ) -> None:
     """Parse the command line into a `config_class`, call main(config) and exit.
 
     commands: where there are any, the command line must hold one of these words, and
     main(word, config) is called. words: what the words of the command line are (RUN), where there
-    must be some, and main([word, ...], config) is called. Exit status: what main returns (None is
-    0), 1 for RunStopped and for unknown or malformed flags (absl), 2 for BadInput, 130 when
-    interrupted.
+    must be some, and main([word, ...], config) is called. goes_on: whether the work is worth doing
+    where nothing can be printed any more. Exit status: what main returns (None is 0), and that of
+    `ended`.
     """
     define_flags(config_class, sys.argv[0])
+    screen.protect(goes_on=goes_on)
 
     def start(argv):
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.FATAL)  # what orbax logs, we say in a sentence
-        try:
+
+        def call():
             command = [_words(argv[1:], words)] if words else _command(argv[1:], commands)
             names = [field.name for field in dataclasses.fields(config_class)]
             return main(*command, config_class(**{n: flags.FLAGS[n].value for n in names}))
-        except BadInput as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except RunStopped as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
+
+        return ended(call)
 
     app.run(start)
+
+
+def ended(main: Callable[[], int | None]) -> int | None:
+    """What main() returns, with all that it printed written; or the status of how it ended.
+
+    1 for RunStopped, 2 for BadInput, 130 when interrupted, 141 where who read standard output has
+    gone, as the shell has it of programs that SIGPIPE ends.
+    """
+    try:
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunStopped as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except screen.Gone:
+        return 141
 
 
 def _words(given: list[str], what: str) -> list[str]:

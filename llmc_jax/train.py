@@ -237,4 +237,4 @@ def train_batch(batches: Iterator) -> tuple[tuple, float]:
 
 
 if __name__ == "__main__":
-    program.run(main, TrainConfig)
+    program.run(main, TrainConfig, goes_on=True)
