@@ -3,11 +3,12 @@
 import dataclasses
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from absl import app, flags, logging
 
 from llmc_jax import screen
-from llmc_jax.config import BadInput, RunStopped
+from llmc_jax.config import BadInput, RunStopped, TrainConfig
 
 
 def define_flags(config_class: type, module: str) -> None:
@@ -52,20 +53,19 @@ def run(
     `ended`.
     """
     define_flags(config_class, sys.argv[0])
-    screen.protect(goes_on=goes_on)
+    screen.protect()
 
     def start(argv):
+        if goes_on:
+            screen.outlive()
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.FATAL)  # what orbax logs, we say in a sentence
+        command = [_words(argv[1:], words)] if words else _command(argv[1:], commands)
+        names = [field.name for field in dataclasses.fields(config_class)]
+        return main(*command, config_class(**{n: flags.FLAGS[n].value for n in names}))
 
-        def call():
-            command = [_words(argv[1:], words)] if words else _command(argv[1:], commands)
-            names = [field.name for field in dataclasses.fields(config_class)]
-            return main(*command, config_class(**{n: flags.FLAGS[n].value for n in names}))
-
-        return ended(call)
-
-    app.run(start)
+    parse = partial(_parse, config_class)
+    sys.exit(ended(lambda: app.run(start, flags_parser=parse)))
 
 
 def ended(main: Callable[[], int | None]) -> int | None:
@@ -92,6 +92,66 @@ def ended(main: Callable[[], int | None]) -> int | None:
         return 141
 
 
+def _parse(config_class: type, argv: list[str]) -> list[str]:
+    """The words of the command line that are no flags. Raises BadInput, where absl's own way is
+    two lines and exit status 1."""
+    try:
+        return flags.FLAGS(argv)
+    except SystemExit:  # --help has been printed: what was asked for, and so no failure
+        sys.exit(0)
+    except (flags.Error, ValueError) as error:
+        raise BadInput(_mistake(error, argv, config_class)) from error
+
+
+def _mistake(error: Exception, argv: list[str], config_class: type) -> str:
+    """What absl says of the flags, as one sentence that names the flagfile where it is in one."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        told = _no_flag(error, config_class)
+    elif isinstance(error, flags.CantOpenFlagFileError):
+        missing = error.__context__
+        return f"--flagfile={missing.filename} cannot be read: {missing.strerror}."
+    else:
+        told = " ".join(str(error).split()).rstrip(".")
+    for file in _flagfiles(argv):
+        try:
+            flags.FLAGS([argv[0], f"--flagfile={file}"])
+        except (flags.Error, ValueError):
+            return f"--flagfile={file}: {told}; see --help."
+    return f"{told}; see --help."
+
+
+def _no_flag(error: flags.UnrecognizedFlagError, config_class: type) -> str:
+    """That there is no such flag, and which may have been meant."""
+    name = error.flagname
+    for field in dataclasses.fields(config_class):
+        if field.metadata["help"].endswith(f"(-{name})"):
+            told = f"-{name} is llm.c's letter for --{field.name}"
+            if not issubclass(config_class, TrainConfig):
+                return told
+            return f"{told} (python -m llmc_jax.llmc_flags makes a flagfile of llm.c's flags)"
+    _, _, near = str(error).partition("Did you mean: ")
+    near = " or ".join(f"--{word}" for word in near.rstrip(" ?").split(", ") if word)
+    return f"there is no flag --{name}" + (f"; did you mean {near}" if near else "")
+
+
+def _flagfiles(argv: list[str]) -> list[str]:
+    """The flagfiles that the command line names."""
+    found = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in ("--flagfile", "-flagfile"):
+            found.append(value if equals else following)
+    return found
+
+
+def _where(word: str) -> str:
+    """Which flagfile has `word` on a line of its own, in words; '' where none has."""
+    for file in _flagfiles(sys.argv):
+        if word in flags.FLAGS.read_flags_from_files([f"--flagfile={file}"]):
+            return f", in --flagfile={file}"
+    return ""
+
+
 def _words(given: list[str], what: str) -> list[str]:
     """The words of the command line, of which there is at least one."""
     if not given:
@@ -102,7 +162,9 @@ def _words(given: list[str], what: str) -> list[str]:
 def _command(words: list[str], commands: tuple[str, ...]) -> list[str]:
     """The one word of `commands` that is to be in `words`; [] where there are no commands."""
     if not commands and words:
-        raise BadInput(f"'{words[0]}' is not a flag; options are written --name=value.")
+        raise BadInput(
+            f"'{words[0]}' is not a flag{_where(words[0])}; options are written --name=value."
+        )
     if commands and (len(words) != 1 or words[0] not in commands):
         raise BadInput(f"one of the words {', '.join(commands)} is needed, and flags: see --help.")
     return words

@@ -16,11 +16,11 @@ class Gone(BaseException):
 class Screen:
     """A stream as long as it is taken; afterwards what is written goes nowhere.
 
-    lost: called with the error when it cannot be written any more, once.
+    lost: called once, with the error, when it cannot be written any more.
     """
 
     def __init__(self, stream, lost):
-        self._stream, self._lost = stream, lost
+        self._stream, self.lost = stream, lost
 
     def write(self, text: str) -> int:
         try:
@@ -43,21 +43,26 @@ class Screen:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
-        self._lost(error)
+        self.lost(error)
 
 
-def protect(*, goes_on: bool) -> None:
-    """From here on a stream that is closed, or that cannot be written, is no error of its own.
+def protect() -> None:
+    """From here on a stream that is closed, or cannot be written, makes no error anywhere else.
 
-    goes_on: whether the program is to do its work also where standard output is lost; it says so
-    on standard error. Where not, print raises Gone, or RunStopped where it was not for want of a
+    Where standard output is lost, print raises Gone, or RunStopped where it was not for want of a
     reader.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # the lowest number first
         if getattr(sys, name) is None:  # closed by who started this
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-    sys.stdout = Screen(sys.stdout, _go_on if goes_on else _end)
+    sys.stdout = Screen(sys.stdout, _end)
     sys.stderr = Screen(sys.stderr, lambda error: None)
+
+
+def outlive() -> None:
+    """From here on the work is done also where nothing can be printed; a line on standard error
+    says so."""
+    sys.stdout.lost = _go_on
 
 
 def _go_on(error: OSError) -> None:

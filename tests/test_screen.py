@@ -14,10 +14,10 @@ from llmc_jax.config import BadInput, RunStopped
 def protect(monkeypatch):
     """A function that protects these streams, until the test ends; gives standard error."""
 
-    def of_these(*, goes_on: bool = False, stdin=None, stdout=None, stderr=None):
+    def of_these(*, stdin=None, stdout=None, stderr=None):
         for name, stream in dict(stdin=stdin, stdout=stdout, stderr=stderr).items():
             monkeypatch.setattr(sys, name, stream)
-        screen.protect(goes_on=goes_on)
+        screen.protect()
         return stderr
 
     return of_these
@@ -49,7 +49,8 @@ def test_what_is_only_in_the_buffer_ends_it_too(protect):
 
 
 def test_work_worth_doing_goes_on_without_a_reader(protect):
-    told = protect(stdout=broken_pipe(), stderr=io.StringIO(), goes_on=True)
+    told = protect(stdout=broken_pipe(), stderr=io.StringIO())
+    screen.outlive()
     assert program.ended(speak) == 0
     assert told.getvalue() == "nothing more is printed (Broken pipe); the work goes on\n"
 

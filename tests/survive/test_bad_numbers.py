@@ -66,13 +66,14 @@ def test_a_checkpoint_waits_until_numbers_are_good_again(cfg, poison, capsys):
 
 
 def test_a_stopped_run_has_exit_status_1(monkeypatch, capsys):
-    """And no traceback; absl ends the process with what start returns."""
-    monkeypatch.setattr(program.app, "run", lambda start: codes.append(start(["program"])))
+    """And no traceback; absl calls what it is given to start."""
+    monkeypatch.setattr(program.app, "run", lambda start, flags_parser: start(["program"]))
     monkeypatch.setattr(program, "define_flags", lambda *_: None)
-    codes = []
+    monkeypatch.setattr(program.screen, "protect", lambda: None)
 
     def main(_):
         raise RunStopped("it is over.")
 
-    program.run(main, dataclasses.make_dataclass("Empty", []))
-    assert codes == [1] and capsys.readouterr().err == "error: it is over.\n"
+    with pytest.raises(SystemExit) as ended:
+        program.run(main, dataclasses.make_dataclass("Empty", []))
+    assert ended.value.code == 1 and capsys.readouterr().err == "error: it is over.\n"
