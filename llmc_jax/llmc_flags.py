@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 
+from llmc_jax import program, screen
 from llmc_jax.config import BadInput, TrainConfig
 
 # Letters of llm.c that have no flag here, and why.
@@ -23,6 +24,8 @@ NO_COUNTERPART = {
     "-ps": "one process drives all devices of a machine; see --num_processes for more",
     "-pf": "one process drives all devices of a machine; see --num_processes for more",
 }
+
+HELP = ("--help", "-help", "-?")  # -h is a letter of llm.c's
 
 HELLASWAG = "dev/data/hellaswag/hellaswag_val.bin"  # what -h 1 evaluates
 
@@ -68,11 +71,11 @@ def convert(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 def _arguments(words: list[str]) -> list[str]:
     """What train_gpt2cu is given: also inside of mpirun -np 8 bash -c '...'."""
-    program = re.compile(r"(^|/)train_gpt2(_?fp32)?cu$")
+    theirs = re.compile(r"(^|/)train_gpt2(_?fp32)?cu$")
     for number, word in enumerate(words):
-        if len(inner := shlex.split(word)) > 1 and any(map(program.search, inner)):
+        if len(inner := shlex.split(word)) > 1 and any(map(theirs.search, inner)):
             return _arguments(inner)
-        if program.search(word):
+        if theirs.search(word):
             return words[number + 1 :]
     return words[1:] if words[:1] == ["--"] else words
 
@@ -103,17 +106,15 @@ def flagfile(words: list[str]) -> str:
 
 
 def main() -> int:
-    """Print the flagfile; exit status 2 where the command line is not llm.c's."""
-    if len(sys.argv) < 2:
-        print(__doc__.strip(), file=sys.stderr)
-        return 2
-    try:
-        print(flagfile(sys.argv[1:]))
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Print the flagfile; what this does where that is asked for, or no flag is given."""
+    words = sys.argv[1:]
+    if not words or words[0] in HELP:
+        print(__doc__.strip(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    print(flagfile(words))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    screen.protect()
+    sys.exit(program.ended(main))

@@ -7,7 +7,7 @@ import sys
 
 import jax
 
-from llmc_jax import ops
+from llmc_jax import ops, program, screen
 from llmc_jax.config import BadInput
 from llmc_jax.evaluation.harness import Harness
 from llmc_jax.trained import open_trained
@@ -77,20 +77,24 @@ def register() -> type:
 
 def main() -> int:
     """lm_eval's command line; exit status 2 for what cannot be used."""
+    words = sys.argv[1:]
     try:
         register()
-        from lm_eval.__main__ import cli_evaluate
-
-        words = sys.argv[1:]
-        if words[:1] not in (["ls"], ["validate"]):
-            words = ["run", "--model", NAME, *words[words[:1] == ["run"] :]]
-        sys.argv[1:] = words
-        cli_evaluate()
     except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        if not {"-h", "--help"} & set(words):
+            raise
+        print(f"{__doc__.strip()}\n\nIts flags are those of lm_eval, but {error}")
+        return 0
+    from lm_eval.__main__ import cli_evaluate
+
+    if words[:1] not in (["ls"], ["validate"]):
+        words = ["run", "--model", NAME, *words[words[:1] == ["run"] :]]
+    sys.argv[1:] = words
+    cli_evaluate()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    screen.protect()
+    screen.outlive()  # a long evaluation may have its numbers in --output_path
+    sys.exit(program.ended(main))

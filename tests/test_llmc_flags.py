@@ -71,6 +71,16 @@ def test_what_llm_c_does_not_know_is_refused(words, message):
         llmc_flags.convert(words.split())
 
 
+def test_what_it_does_is_printed(monkeypatch, capsys):
+    """Where that is asked for it is no mistake."""
+    monkeypatch.setattr(sys, "argv", ["llmc_flags", "--help"])
+    assert llmc_flags.main() == 0
+    told = capsys.readouterr().out
+    assert told.startswith("Print the flagfile") and "> run.flags" in told
+    monkeypatch.setattr(sys, "argv", ["llmc_flags"])
+    assert llmc_flags.main() == 2 and capsys.readouterr().err == told
+
+
 def test_the_printed_flagfile_is_one_that_training_takes(tmp_path):
     """It stops at the data, which are not there, and not before."""
     printed = subprocess.run(

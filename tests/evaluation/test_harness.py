@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from llmc_jax import lm_eval, ops
+from llmc_jax import lm_eval, ops, program
 from llmc_jax.config import BadInput, ModelConfig
 from llmc_jax.data.tokenizer import EOT, tokenizer
 from llmc_jax.evaluation import harness as harness_module
@@ -122,8 +122,12 @@ def test_a_model_with_another_vocabulary_answers_what_it_can(harness, monkeypatc
 def test_without_lm_eval_there_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     monkeypatch.setattr(sys, "argv", ["lm_eval", "--tasks", "x"])
-    assert lm_eval.main() == 2
+    assert program.ended(lm_eval.main) == 2
     assert "lm_eval is not installed" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["lm_eval", "--help"])
+    assert lm_eval.main() == 0
+    help = capsys.readouterr().out
+    assert "--model_args run=runs/books" in help and "pip install -e .[lm_eval]" in help
 
 
 TASK = """
