@@ -42,7 +42,7 @@ def main(command: str, cfg: CheckpointConfig) -> int:
     if cfg.step != -1 and cfg.step not in steps:
         raise BadInput(f"--step={cfg.step} was not saved; {cfg.run} has {_numbers(steps)}.")
     if command == "rm":
-        with locked(Path(cfg.run)):
+        with locked(Path(cfg.run), "run"):
             return remove(checkpoints, folder, cfg)
     chosen = steps if cfg.step == -1 else [cfg.step]
     return show(checkpoints, folder, chosen, contents=command == "verify")

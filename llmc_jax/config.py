@@ -73,16 +73,17 @@ MODELS = {
 }
 
 
-def model_config(descriptor: str) -> ModelConfig:
-    """Sizes of the model that `descriptor` names: dN, gpt2:dN or gpt3:cC. Raises BadInput."""
+def model_config(descriptor: str, flag: str = "model") -> ModelConfig:
+    """Sizes of the model that `descriptor` names: dN, gpt2:dN or gpt3:cC. Raises BadInput, which
+    names `flag`."""
     name = canonical_model(descriptor)
     if name == "gpt3:c5140":
         raise BadInput(
-            "--model=gpt3:c5140 cannot be built: 5140 channels do not divide into heads of 128; "
+            f"--{flag}=gpt3:c5140 cannot be built: 5140 channels do not divide into heads of 128; "
             "use gpt3:c4096 or gpt3:c12288."
         )
     if name not in MODELS:
-        raise BadInput(f"--model={descriptor} is unknown; use one of {', '.join(MODELS)}.")
+        raise BadInput(f"--{flag}={descriptor} is unknown; use one of {', '.join(MODELS)}.")
     return MODELS[name]
 
 

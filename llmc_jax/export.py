@@ -69,12 +69,26 @@ def main(cfg: ExportConfig) -> None:
     for flag in ("source", "output"):
         if not getattr(cfg, flag):
             raise BadInput(f"--{flag} is needed: see --help.")
+    check_output(cfg)
     source = read_source(cfg)
     write(cfg, source)
     size = sum(f.stat().st_size for f in _files(Path(cfg.output)))
     print(f"{cfg.output}: {source.model.num_parameters:,} parameters, {size:,} bytes")
     if cfg.verify:
         verify(cfg, source)
+
+
+def check_output(cfg: ExportConfig) -> None:
+    """Raises BadInput where --output is not what --format writes, before minutes are spent."""
+    path = Path(cfg.output)
+    if cfg.format in LLMC_DTYPES and path.is_dir():
+        raise BadInput(f"--output={path} is a directory; --format={cfg.format} writes a file.")
+    if cfg.format in LLMC_DTYPES and not path.parent.is_dir():
+        raise BadInput(f"--output={path}: there is no directory {path.parent}; make it first.")
+    if cfg.format not in LLMC_DTYPES and path.is_file():
+        raise BadInput(
+            f"--output={path} is a file; --format={cfg.format} writes a directory, so name another."
+        )
 
 
 def read_source(cfg: ExportConfig) -> Source:
@@ -91,7 +105,7 @@ def read_source(cfg: ExportConfig) -> Source:
             f"--source={cfg.source} holds no checkpoint, of ours or of llm.c; a folder of Hugging "
             f"Face is written hf:{cfg.source}."
         )
-    model, params = open_model(cfg.source)
+    model, params = open_model(cfg.source, "source")
     if params is None:
         params = initialize(model, seed=42)
     return Source(model, params, "float32" if params.wte.dtype == np.float32 else "bfloat16")
@@ -132,7 +146,7 @@ def write(cfg: ExportConfig, source: Source) -> None:
 
 def _write_checkpoint(cfg: ExportConfig, source: Source) -> None:
     """A run directory with one checkpoint: to generate from, or to train on with --resume."""
-    run = open_run_dir(cfg.output, resume=False)
+    run = open_run_dir(cfg.output, resume=False, flag="output")
     params, *moments = (
         jax.tree.map(lambda x: np.asarray(x, np.float32), tree)
         for tree in (source.params, *(source.moments or ()))
@@ -145,7 +159,7 @@ def _write_checkpoint(cfg: ExportConfig, source: Source) -> None:
         model=dataclasses.asdict(source.model),
         loop_done=False,  # its first validation shows whether it is the model that was meant
     )
-    with locked(run.root), Checkpointer(run.checkpoints) as checkpoints:
+    with locked(run.root, "output"), Checkpointer(run.checkpoints) as checkpoints:
         state = parallel.replicate(state, parallel.make_mesh())
         checkpoints.save(state, record | source.data, source.step)
         checkpoints.wait()

@@ -108,7 +108,10 @@ def read_prompts(cfg: GenerateConfig) -> list[str]:
     try:
         lines = Path(cfg.prompts).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"--prompts={cfg.prompts} cannot be read: {error}.") from error
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise BadInput(
+            f"--prompts={cfg.prompts} cannot be read: {why}; name a file with a prompt a line."
+        ) from error
     if not lines:
         raise BadInput(f"--prompts={cfg.prompts} is empty; it must have a prompt a line.")
     return lines

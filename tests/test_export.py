@@ -112,6 +112,8 @@ def test_generation_takes_a_file(tmp_path, monkeypatch, capsys):
     outputs = dict(llmc=tmp_path / "a.bin", hf=tmp_path / "hf", checkpoint=tmp_path / "run")
     for format, output in outputs.items():
         run("small", format, output)
+    with pytest.raises(BadInput, match=r"--output=.*/run already holds a run; name another"):
+        run("small", "checkpoint", outputs["checkpoint"])
     texts = []
     for source in (
         dict(model=f"{tmp_path}/a.bin"),
@@ -122,8 +124,13 @@ def test_generation_takes_a_file(tmp_path, monkeypatch, capsys):
         generate.main(generate.GenerateConfig(**source, tokens=5, prompt="Hello"))
         texts.append(capsys.readouterr().out)
     assert len(texts[0]) > len("Hello\n") and texts[0] == texts[1] == texts[2]
-    with pytest.raises(BadInput, match="--model=small has no weights"):
-        generate.main(generate.GenerateConfig(model="small"))
+    for name, message in (
+        ("small", "--model=small has no weights"),
+        (f"{tmp_path}/run", "run is a directory; .* --model=hf:PATH, a run --run=PATH"),
+        ("runs/nope", "--model=runs/nope is no file; write a model file"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            generate.main(generate.GenerateConfig(model=name))
     with pytest.raises(BadInput, match="--run and --model both name a model"):
         generate.main(generate.GenerateConfig(model="small", run="x"))
 
@@ -185,9 +192,13 @@ def test_a_run_of_llm_c_goes_on_where_it_was(of_llm_c, was, now, message):
     [
         (dict(), "--source is needed"),
         (dict(source="d6"), "--output is needed"),
-        (dict(source="d5", output="x"), "--model=d5 is unknown"),
+        (dict(source="d5", output="x"), "--source=d5 is unknown"),
         (dict(source="{tmp}", output="x"), "holds no checkpoint.* is written hf:"),
-        (dict(source="{tmp}/none.bin", output="x"), r"none\.bin cannot be read"),
+        (dict(source="{tmp}/none.bin", output="x"), r"--source=.*none\.bin: there is no such file"),
+        (dict(source="runs/nope", output="x"), "--source=runs/nope: there is no such file or dir"),
+        (dict(source="d6", output="{tmp}/none/x"), "there is no directory .*/none; make it first"),
+        (dict(source="d6", output="{tmp}"), "is a directory; --format=llmc writes a file"),
+        (dict(source="d6", output=__file__, format="hf"), "is a file; --format=hf writes a direct"),
     ],
 )
 def test_bad_input_is_named(tmp_path, options, message):

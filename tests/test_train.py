@@ -133,6 +133,18 @@ def test_a_resume_with_other_options_names_them(cfg, tmp_path):
     train.main(dataclasses.replace(cfg, resume=True, val_every=2, sample_every=0))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.bin", r"--model=.*none\.bin: there is no such file or directory"),
+        ("", "is a directory; .* --model=hf:.*, and from a run one starts with --init_from="),
+    ],
+)
+def test_a_model_that_is_none_is_named_with_what_to_write(cfg, tmp_path, name, message):
+    with pytest.raises(BadInput, match=message):
+        train.main(dataclasses.replace(cfg, model=f"{tmp_path}/{name}"))
+
+
 def test_overfitting_a_single_batch(cfg, tmp_path):
     train.main(dataclasses.replace(cfg, overfit_single_batch=True, max_steps=80, val_every=0))
     values = [dict(m)["train_loss"] for m in losses(RunDir(tmp_path / "run"))]

@@ -2,19 +2,29 @@
 
 from pathlib import Path
 
-from llmc_jax.config import ModelConfig, model_config
+from llmc_jax.config import MODELS, BadInput, ModelConfig, model_config
 from llmc_jax.interop import huggingface, llmc
 from llmc_jax.models.gpt2 import Params
 
 
-def open_model(name: str) -> tuple[ModelConfig, Params | None]:
+def open_model(name: str, flag: str = "model") -> tuple[ModelConfig, Params | None]:
     """Sizes of the model `name`, and its parameters where it is a file: NumPy arrays.
 
     name: a descriptor of config.MODELS, PATH.bin (llm.c's -e, fp32 or bf16) or hf:PATH, hf:NAME.
-    Raises BadInput where there is no such model.
+    Raises BadInput, which names `flag`, where there is no such model.
     """
     if name.startswith("hf:"):
         return huggingface.read_model(huggingface.find(name.removeprefix("hf:")))
+    if not Path(name).exists() and ("/" in name or name.endswith(".bin")):
+        raise BadInput(
+            f"--{flag}={name}: there is no such file or directory; correct the name, or take one "
+            f"of the models {', '.join(MODELS)}."
+        )
     if name.endswith(".bin") or Path(name).is_file():
         return llmc.read_model(name)
-    return model_config(name), None
+    if Path(name).is_dir():
+        raise BadInput(
+            f"--{flag}={name} is a directory; a folder of Hugging Face is written "
+            f"--{flag}=hf:{name}, and from a run one starts with --init_from={name}."
+        )
+    return model_config(name, flag), None

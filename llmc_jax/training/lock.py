@@ -15,24 +15,24 @@ NAME = "lock"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[str]:
+def locked(folder: Path, flag: str = "output_dir") -> Iterator[str]:
     """Hold the lock of a run directory; the system frees it when the process ends, however it does.
 
     Gives a sentence about the holder before, where that one died with it, or ''. Raises BadInput
-    that names the process that has it.
+    that names the process that has it, and `flag`.
     """
     try:
         file = open(folder / NAME, "a+")  # noqa: SIM115
     except OSError as error:
         raise BadInput(
-            f"--output_dir={folder} cannot be written: {error.strerror}; name another directory."
+            f"--{flag}={folder} cannot be written: {error.strerror}; name another directory."
         ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BadInput(
-                f"--output_dir={folder} is in use by {_holder(file) or 'another process'}; wait "
+                f"--{flag}={folder} is in use by {_holder(file) or 'another process'}; wait "
                 f"for it to end, or name another directory."
             ) from error
         except OSError as error:  # a file system without locks

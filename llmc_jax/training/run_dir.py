@@ -47,18 +47,20 @@ class RunDir(NamedTuple):
         return any(log.stat().st_size for log in logs) or any(self.checkpoints.glob("*"))
 
 
-def open_run_dir(output_dir: str, *, resume: bool) -> RunDir:
-    """The run directory, created if need be. Raises BadInput where another run is in it."""
+def open_run_dir(output_dir: str, *, resume: bool, flag: str = "output_dir") -> RunDir:
+    """The run directory, created if need be. Raises BadInput, which names `flag`, where another
+    run is in it."""
     run = RunDir(Path(output_dir))
     if run.holds_a_run() and not resume:
         raise BadInput(
-            f"--output_dir={output_dir} already holds a run; add --resume to continue it, or name "
-            f"another directory."
+            f"--{flag}={output_dir} already holds a run; "
+            f"{'add --resume to continue it, or ' if flag == 'output_dir' else ''}name another "
+            f"directory."
         )
     try:
         run.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(
-            f"--output_dir={output_dir} cannot be made: {error.strerror}; name another directory."
+            f"--{flag}={output_dir} cannot be made: {error.strerror}; name another directory."
         ) from error
     return run

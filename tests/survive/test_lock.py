@@ -28,7 +28,7 @@ def test_two_runs_in_one_directory_are_refused_by_name(copied):
     message = rf"is in use by process {holder.pid} on \S+ \(since .*\); wait for it to end, or name"
     with pytest.raises(BadInput, match=message):
         train.main(copied)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(BadInput, match="--run=.*" + message):
         checkpoint_program.main("rm", CheckpointConfig(run=copied.output_dir, keep=0))
     holder.kill()
     holder.communicate()
