@@ -183,12 +183,7 @@ def check(chosen, model: ModelConfig, cfg: PlanConfig, platform: str, planned: M
 
 def work(model: ModelConfig, cfg: PlanConfig, device: Device | None) -> str:
     """Tokens, steps, operations and time of the run, as a Markdown table."""
-    tokens = cfg.tokens
-    if not tokens and cfg.max_steps > 0:
-        tokens = cfg.max_steps * cfg.total_batch_size
-    if not tokens and cfg.train_data:
-        loader = TokenLoader("train_data", cfg.train_data, T=cfg.sequence_length, V=model.V)
-        tokens = loader.num_sequences * cfg.sequence_length
+    tokens, unknown = tokens_of(cfg, model)
     flop = gpt2.flop_per_token(model, cfg.sequence_length)["llm.c"]
     rows = [
         ("tokens in a step", f"{cfg.total_batch_size:,}"),
@@ -201,7 +196,7 @@ def work(model: ModelConfig, cfg: PlanConfig, device: Device | None) -> str:
             ("operations", f"{flop * tokens:.3g} FLOP"),
         ]
     else:
-        rows.append(("tokens, steps, operations", "give --tokens, --max_steps or --train_data"))
+        rows.append(("tokens, steps, operations", unknown))
     if tokens and device:
         peak = getattr(device, cfg.dtype)
         seconds = flop * tokens / (cfg.num_devices * peak * cfg.mfu)
@@ -212,6 +207,21 @@ def work(model: ModelConfig, cfg: PlanConfig, device: Device | None) -> str:
     return "\n".join(
         ["| work | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     )
+
+
+def tokens_of(cfg: PlanConfig, model: ModelConfig) -> tuple[int, str]:
+    """(tokens of the run, '') or (0, why they are not known): a plan needs no data."""
+    if cfg.tokens:
+        return cfg.tokens, ""
+    if cfg.max_steps > 0:
+        return cfg.max_steps * cfg.total_batch_size, ""
+    if not cfg.train_data:
+        return 0, "give --tokens, --max_steps or --train_data"
+    try:
+        loader = TokenLoader("train_data", cfg.train_data, T=cfg.sequence_length, V=model.V)
+    except BadInput as error:
+        return 0, f"not known: {str(error).rstrip('.')}, or give --tokens=N"
+    return loader.num_sequences * cfg.sequence_length, ""
 
 
 def duration(seconds: float) -> str:

@@ -52,6 +52,10 @@ def test_check_compares_with_xla_and_nothing_is_run(capsys):
 def test_tokens_are_those_of_the_data(tmp_path, capsys):
     plan.main(cfg(train_data=tiny.write_data(tmp_path)["train_data"]))
     assert "| tokens | 5,968 |" in capsys.readouterr().out
+    plan.main(cfg(train_data="/nowhere_*.bin"))
+    told = capsys.readouterr().out
+    assert "| tokens, steps, operations | not known: --train_data=/nowhere_*.bin matches no" in told
+    assert told.endswith("or give --tokens=N |\n")
     plan.main(cfg(max_steps=10))
     assert "| tokens | 320 |" in capsys.readouterr().out
 
