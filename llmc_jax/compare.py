@@ -66,6 +66,8 @@ def check(cfg: CompareConfig, first: Path) -> Task:
             f"--results={cfg.results}: what is measured is appended to the first file, so that "
             f"must be a name and no pattern; or add --nomeasure."
         )
+    if cfg.measure:
+        record.refuse_others(first)
     for path in (first, Path(cfg.output or first)):
         if not path.absolute().parent.is_dir():
             raise BadInput(f"{path} is in no directory that exists; make it first.")

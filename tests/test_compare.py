@@ -53,7 +53,7 @@ def test_a_measurement_is_appended_and_shown(monkeypatch, capsys):
         compare.measure.__globals__["ceilings"], "matmul_rate", lambda ops, dtype, n: 1e11
     )
     cfg = CompareConfig(model="tiny", B=2, T=16, steps=3, results="mine.jsonl")
-    Path("mine.jsonl").write_text('{"cut sho')
+    Path("mine.jsonl").write_text('{"schema": "llmc_jax.com')
     compare.main(cfg)
     assert "line 1: not whole" in capsys.readouterr().err
     made = json.loads(Path("mine.jsonl").read_text().splitlines()[1])
@@ -86,6 +86,24 @@ def test_what_cannot_be_read_is_passed_over_by_name():
         "a.jsonl, line 6: not whole (JSON ends early)",
     ]
     assert all(f"- passed over: {one}" in table.markdown(records, skipped) for one in skipped)
+
+
+def test_of_many_lines_that_cannot_be_read_few_are_named():
+    write("a.jsonl", example(), *["a line of text"] * 40_000)
+    records, skipped = record.read([Path("a.jsonl")])
+    assert len(records) == 1 and len(skipped) == 5
+    assert skipped[-1] == "a.jsonl: 39996 more lines"
+
+
+def test_nothing_is_appended_to_what_is_somebody_elses(monkeypatch):
+    """And that is told before anything is measured; lines of its own are no reason."""
+    Path("notes.txt").write_text("my notes\n")
+    monkeypatch.setattr(compare, "measure", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(BadInput, match=r"--results=notes\.txt is another program's: its line 1 is"):
+        compare.main(CompareConfig(model="tiny", T=16, results="notes.txt"))
+    assert Path("notes.txt").read_text() == "my notes\n"
+    write("a.jsonl", example(), example(schema="llmc_jax.compare 0"), "", '{"sch')
+    record.refuse_others(Path("a.jsonl"))
 
 
 def test_the_last_of_each_is_shown_the_fastest_first():

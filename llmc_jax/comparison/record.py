@@ -17,6 +17,21 @@ FIELDS = (
 # What measurements of the same thing have in common: of those the last is shown.
 SAME = ("device", "devices", "model_name", "B", "T", "dtype", "recompute", "ops_asked")
 
+NAMED = 4  # so many lines of a file that are passed over are named one by one
+
+
+def refuse_others(path: Path) -> None:
+    """Raises BadInput where the file has a line that is no measurement, whole, old or cut short."""
+    if not path.exists():
+        return
+    begins = f'{{"schema": "{SCHEMA.split()[0]} '
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip() and not (line.startswith(begins) or begins.startswith(line)):
+            raise BadInput(
+                f"--results={path} is another program's: its line {number} is no measurement; name "
+                f"another file to append to."
+            )
+
 
 def append(path: Path, record: dict) -> None:
     """Add a line. A line that was cut short before it stays a line of its own."""
@@ -38,19 +53,26 @@ def read(paths: list[Path]) -> tuple[list[dict], list[str]]:
     """
     latest, skipped = {}, []
     for path in paths:
-        try:
-            lines = path.read_text(errors="replace").splitlines()
-        except OSError as error:
-            raise BadInput(f"{path} cannot be read: {error.strerror}.") from error
-        for number, line in enumerate(lines, 1):
+        bad = []
+        for number, line in enumerate(_lines(path), 1):
             record, problem = parse(line)
             if problem:
-                skipped.append(f"{path}, line {number}: {problem}")
+                bad.append(f"{path}, line {number}: {problem}")
             elif record:
                 key = tuple(record[name] for name in SAME)
                 if key not in latest or record["time"] >= latest[key]["time"]:
                     latest[key] = record
+        skipped += bad[:NAMED]
+        if len(bad) > NAMED:
+            skipped.append(f"{path}: {len(bad) - NAMED} more lines")
     return sorted(latest.values(), key=lambda r: -r["tokens_per_s"]), skipped
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise BadInput(f"--results={path} cannot be read: {error.strerror}.") from error
 
 
 def parse(line: str) -> tuple[dict | None, str]:
