@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import jax
@@ -81,17 +82,15 @@ def main(cfg: GenerateConfig) -> None:
     encode = partial(encode_prompt, cfg, trained.model.V, T)
     if cfg.interactive:
         return converse(generate, encode, cfg.seed)
-    rows = [
-        (prompt, encode(prompt), cfg.seed + number)
-        for prompt in prompts
-        for number in range(cfg.samples)
-    ]
-    if len(rows) == 1:
+    encoded = [(prompt, encode(prompt)) for prompt in prompts]  # all, before the first is continued
+    if len(prompts) * cfg.samples == 1:
         print(prompts[0], end="")
-        stream(generate, *rows[0][1:])
+        stream(generate, encoded[0][1], cfg.seed)
         return
-    for begin in range(0, len(rows), cfg.batch_size):
-        print_texts(generate, rows[begin : begin + cfg.batch_size])
+    # One after the other, so that a million samples begin as soon as one.
+    rows = ((*row, cfg.seed + number) for row in encoded for number in range(cfg.samples))
+    while some := list(islice(rows, cfg.batch_size)):
+        print_texts(generate, some)
 
 
 def read_prompts(cfg: GenerateConfig) -> list[str]:

@@ -155,7 +155,10 @@ def _write(cfg: PrepareConfig, folder: Path, source: Source) -> Manifest:
         print(f"{folder / shard.file}: {shard.tokens:,} tokens, there already")
     if manifest.complete:
         return manifest
-    workers = cfg.workers or os.cpu_count()
+    cores = os.cpu_count()
+    workers = min(cfg.workers or cores, cores)  # more only wait for each other
+    if cfg.workers > cores:
+        print(f"--workers={cfg.workers} is more than there are cores: {cores} are started")
     for number, stream in enumerate(source.streams):
         for grown in pipeline.write(stream, number, folder, manifest, workers=workers):
             manifest = grown

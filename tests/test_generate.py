@@ -82,6 +82,21 @@ def test_samples_are_the_texts_of_the_next_seeds(write):
     assert write(**options, seed=5, samples=3) == "".join(texts) and len(set(texts)) == 3
 
 
+def test_many_samples_begin_at_once(write, monkeypatch):
+    """None is made, nor kept, before its turn."""
+
+    class Enough(Exception):
+        pass
+
+    def print_texts(_, rows):
+        assert [seed for _, _, seed in rows] == [1337, 1338]
+        raise Enough
+
+    monkeypatch.setattr(generate, "print_texts", print_texts)
+    with pytest.raises(Enough):
+        write(prompt=("ABC",), samples=10**15, batch_size=2)
+
+
 def test_a_full_context_ends_the_text_or_slides(write):
     """T is that of the training; a beginning, 'AB' and 14 more tokens, the last without a place."""
     text = write(prompt=("AB",), tokens=60, top_k=1)

@@ -149,6 +149,21 @@ def test_workers_change_nothing(lines, workers):
     assert files(lines.output_dir) == wanted
 
 
+def test_no_more_workers_than_cores_are_started(lines, monkeypatch, capsys):
+    asked = []
+
+    def write(*_, workers):
+        asked.append(workers)
+        return iter(())
+
+    monkeypatch.setattr(pipeline, "write", write)
+    with pytest.raises(BadInput, match="holds no text"):
+        prepare.main(dataclasses.replace(lines, workers=100_000))
+    cores = os.cpu_count()
+    assert asked == [cores, cores]
+    assert f"--workers=100000 is more than there are cores: {cores} are" in capsys.readouterr().out
+
+
 def test_killed_and_started_again(tmp_path):
     """SIGKILL once shards appear, at three moments; the workers end too."""
     path = tmp_path / "in.jsonl"
