@@ -99,9 +99,20 @@ def main(cfg: PrepareConfig) -> None:
         stem, manifest = source.stem, _write(cfg, folder, source)
     manifests.refuse_others(folder, manifest)
     dataclasses.replace(manifest, complete=True).write(folder)
-    print(
-        f"train on them with --train_data='{folder}/{stem}_train_*.bin' "
-        f"--val_data='{folder}/{stem}_val_*.bin'"
+    print(how_to_train(f"{folder}/{stem}", [shard.file for shard in manifest.shards]))
+
+
+def how_to_train(stem: str, files: list[str]) -> str:
+    """The flags of training for these shards, which need not be of both kinds."""
+    has = {kind: any(f"_{kind}_" in file for file in files) for kind in ("train", "val")}
+    if not has["train"]:
+        return "there is no training shard among them"
+    flags = f"train on them with --train_data='{stem}_train_*.bin'"
+    if has["val"]:
+        return f"{flags} --val_data='{stem}_val_*.bin'"
+    return (
+        f"{flags} --val_every=0: there is no validation shard; for one give more text, or a larger "
+        f"--val_fraction"
     )
 
 

@@ -92,6 +92,17 @@ def test_text_files_become_shards_that_read_back(text_config, tmp_path):
     assert tokenizer().decode([*train.tolist(), *val[1:].tolist()]) == text
 
 
+def test_what_to_train_with_names_no_shards_that_are_not_there(text_config, tmp_path, capsys):
+    prepare.main(text_config)
+    assert "_train_*.bin' --val_data=" in capsys.readouterr().out
+    without = f"{tmp_path}/without"
+    prepare.main(dataclasses.replace(text_config, val_fraction=0, output_dir=without))
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith(f"train on them with --train_data='{without}/text_train_*.bin' --val_")
+    assert "--val_every=0: there is no validation shard; for one give more text" in told
+    assert "there is no training shard" in prepare.how_to_train("x", ["x_val_000000.bin"])
+
+
 def test_prepare_again_is_harmless_and_other_text_is_refused(text_config, tmp_path):
     prepare.main(text_config)
     before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
