@@ -22,6 +22,7 @@ from llmc_jax.data.sources import (
 )
 
 MAX_TOKENS = 2**31 - 1  # a shard's header counts in int32
+WITHOUT_INPUT = ("pystdlib", "fineweb_shards")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class PrepareConfig:
         "share for validation, at the end: of the bytes of text and jsonl, the rows of parquet",
         minimum=0,
     )
-    shard_tokens: int = option(100_000_000, "most tokens in a shard (-s)", minimum=1)
+    shard_tokens: int = option(100_000_000, "most tokens in a shard (-s)", minimum=1000)
     workers: int = option(0, "processes that tokenise; 0: one a core", minimum=0)
     verify: bool = option(False, "only compare the shards in --output_dir with their manifest")
 
@@ -90,6 +91,11 @@ def main(cfg: PrepareConfig) -> None:
         count = sum(shard.tokens for shard in manifest.shards)
         print(f"{folder}: {len(manifest.shards)} shards, {count:,} tokens, as in the manifest")
         return
+    if cfg.input and cfg.source in WITHOUT_INPUT:
+        raise BadInput(
+            f"--source={cfg.source} reads no --input; leave it out, or take --source=text (jsonl, "
+            f"parquet)."
+        )
     if cfg.shard_tokens > MAX_TOKENS:
         raise BadInput(f"--shard_tokens={cfg.shard_tokens} is too many: at most {MAX_TOKENS}.")
     if cfg.source == "fineweb_shards":

@@ -98,6 +98,7 @@ def test_bad_input_to_train(results, folder, name):
     ("program", "flags", "message"),
     [
         ("prepare", ["--source=text", "--input=/nowhere.txt"], "--input=/nowhere.txt matches no"),
+        ("prepare", ["--shard_tokens=1"], "--shard_tokens=1: 1 is not integer >= 1000"),
         ("prepare", ["--source=wiki"], "<pystdlib|tinyshakespeare|tinystories|fineweb"),
         (
             "prepare",

@@ -129,6 +129,7 @@ def test_missing_input_is_named(text_config):
         ("text", "", "--source=text needs --input"),
         ("text", "/nowhere/*.txt", "matches no file"),
         ("tinyshakespeare", "/nowhere/a.txt", "cannot be read"),
+        ("pystdlib", "/nowhere/a.txt", "--source=pystdlib reads no --input; leave it out"),
     ):
         with pytest.raises(BadInput, match=message):
             prepare.main(dataclasses.replace(text_config, source=source, input=input))
