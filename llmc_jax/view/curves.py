@@ -42,7 +42,12 @@ class Run(NamedTuple):
 
 
 def read_runs(paths: list[str]) -> list[Run]:
-    """The runs that `paths` name, with different names. Raises BadInput where one has no step."""
+    """The runs that `paths` name, each once, with different names. Raises BadInput where one has no
+    step."""
+    first_names: dict[Path, str] = {}
+    for path in paths:
+        first_names.setdefault(_find_log(Path(path)).resolve(), path)
+    paths = list(first_names.values())
     runs = [read_run(Path(path)) for path in paths]
     for path, run in zip(paths, runs, strict=True):
         if not run.curves:

@@ -47,6 +47,13 @@ def test_both_formats_give_the_same_curves(tmp_path):
     assert (llmc.name, llmc.remarks) == ("a", [])
 
 
+def test_a_run_named_twice_is_read_once(tmp_path):
+    a = write(tmp_path / "a", "main.log", MAIN_LOG)
+    b = write(tmp_path / "b", "main.log", MAIN_LOG)
+    runs = read_runs([f"{a}", f"{b}", f"{a}/", f"{a}/main.log", f"{b}/../a"])
+    assert [run.name for run in runs] == ["a", "b"]
+
+
 def test_what_is_logged_twice_counts_as_it_was_last(tmp_path):
     again = MAIN_LOG + "s:1 trl:9.0000 lr:0.000002 norm:9.25\n"
     curve = read_run(write(tmp_path / "a", "main.log", again)).curves["train_loss"]
