@@ -32,6 +32,30 @@ def print_banner(setup: Setup) -> None:
         f"{cfg.learning_rate * cfg.final_lr_fraction:.3g} after {cfg.warmup_steps} of warm-up\n"
         f"cache    {setup.cache}"
     )
+    for remark in remarks(cfg):
+        print(remark)
+
+
+def remarks(cfg: TrainConfig) -> list[str]:
+    """What is allowed but seldom meant, as sentences."""
+    found = []
+    if cfg.warmup_steps > cfg.max_steps > 0:
+        found.append(
+            f"the learning rate gets to {cfg.max_steps / cfg.warmup_steps:.0%} of "
+            f"--learning_rate={cfg.learning_rate}: --warmup_steps={cfg.warmup_steps} is more than "
+            f"the {cfg.max_steps} steps of the run"
+        )
+    if not cfg.output_dir:
+        found.append(
+            "nothing of this run is kept: --output_dir=DIRECTORY keeps its logs, and with "
+            "--checkpoint_every=N its checkpoints"
+        )
+    elif not cfg.saves_checkpoints:
+        found.append(
+            "no checkpoint is kept, unless a signal ends the run: --checkpoint_every=N or "
+            "--checkpoint_minutes=M keeps them"
+        )
+    return found
 
 
 def shared(cfg: TrainConfig, mesh) -> str:

@@ -150,7 +150,8 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
     if report.skipped:
         print(f"{report.skipped} steps were skipped: metrics.jsonl says which")
     if start >= cfg.max_steps:
-        print(f"already trained to step {start}; nothing to do")
+        done = f"already trained to step {start}" if start else "--max_steps=0 asks for no step"
+        print(f"{done}; nothing to do")
     else:
         print(f"trained {cfg.max_steps - start} steps in {time.perf_counter() - began:.0f} s")
     return True

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from llmc_jax import config, milestones, train
+from llmc_jax import banner, config, milestones, train
 from llmc_jax.config import BadInput
 from llmc_jax.training.run_dir import RunDir
 from tests import tiny
@@ -104,6 +104,17 @@ def test_resume_of_a_finished_run_changes_nothing(cfg, tmp_path, capsys):
     train.main(dataclasses.replace(cfg, resume=True))
     assert losses(RunDir(tmp_path / "run")) == before
     assert "already trained to step 6" in capsys.readouterr().out
+
+
+def test_no_steps_and_long_warm_up_and_nothing_kept_are_said(cfg, capsys):
+    train.main(dataclasses.replace(cfg, max_steps=0, val_every=0, output_dir=""))
+    screen = capsys.readouterr().out
+    assert screen.endswith("--max_steps=0 asks for no step; nothing to do\n")
+    assert "nothing of this run is kept: --output_dir=DIRECTORY keeps its logs" in screen
+    assert banner.remarks(dataclasses.replace(cfg, checkpoint_every=1)) == []
+    warm, kept = banner.remarks(dataclasses.replace(cfg, max_steps=4, warmup_steps=100))
+    assert warm.startswith("the learning rate gets to 4% of --learning_rate=0.01: --warmup_steps=1")
+    assert kept.startswith("no checkpoint is kept, unless a signal ends the run: --checkpoint_ev")
 
 
 def test_resume_without_a_run_starts_one(cfg, tmp_path):
