@@ -103,7 +103,7 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
     milestones = Milestones(setup, place.start, logger, progress.message)
     agree = processes.Agreement(parallel.map_greatest(mesh))
     with (
-        Stop() as stop,
+        Stop(lambda: saver.newest) as stop,
         closing(train_batches(setup.train_data, cfg, mesh, start)) as batches,
         Profile(of_first, cfg, update, start) as profile,
         logger,

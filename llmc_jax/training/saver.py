@@ -27,6 +27,11 @@ class Saver:
         self._clock, self._saves = time.monotonic(), 0
         self._held_back = False  # a checkpoint is due as soon as numbers are finite again
 
+    @property
+    def newest(self) -> int | None:
+        """Step of the newest checkpoint, or the one it began at; None where nothing is saved."""
+        return self._last if self._checkpoints else None
+
     def due_by_clock(self, step: int) -> int:
         """The number of the save, from 1, that --checkpoint_minutes makes due before update `step`;
         0: none is."""

@@ -1,20 +1,25 @@
 """SIGTERM and SIGINT end a run after the step it is in."""
 
+import os
 import signal
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """A context in which the first signal only sets `requested`.
+    """A context in which the first signal only sets `requested`, and says so.
 
     It also puts the signals' own effect back: the second one ends the process at once, also where
     Python has no say because a compiled step is running.
     """
 
-    def __init__(self):
+    def __init__(self, newest: Callable[[], int | None] = lambda: None):
+        """newest: the step of the newest checkpoint; None where there will be none."""
         self.requested = 0  # the signal's number
+        self._newest = newest
         self._before = {}
 
     def __enter__(self) -> "Stop":
@@ -35,3 +40,11 @@ class Stop:
         self.requested = number
         for other in self._before:
             signal.signal(other, signal.SIG_DFL)
+        newest = self._newest()
+        cost = "" if newest is None else f", without the steps since {newest}"
+        told = (
+            f"{self.name(number)}: stopping after this step; a second signal ends at once{cost}\n"
+        )
+        # Not by print, which this may have interrupted; on a terminal, behind the bar and ^C.
+        with suppress(OSError):
+            os.write(2, (("\n" if os.isatty(2) else "") + told).encode())

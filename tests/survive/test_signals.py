@@ -32,13 +32,16 @@ def interrupt_at(monkeypatch, step: int, number=signal.SIGTERM):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
-    cfg, trained, monkeypatch, capsys, number
+    cfg, trained, monkeypatch, capfd, number
 ):
     """Step 3 is due for validation: the resumed run does it, once."""
     interrupt_at(monkeypatch, 2, number)
     train.main(cfg)
     name = signal.Signals(number).name
-    last = capsys.readouterr().out.splitlines()[-1]
+    out, err = capfd.readouterr()
+    last = out.splitlines()[-1]
+    assert f"{name}: stopping after this step; a second signal ends at once, without" in err
+    assert err.endswith("the steps since 2\n")
     assert last == (
         f"stopped by {name} after step 3/6: checkpoint of step 3 saved; the same command with "
         f"--resume goes on"
@@ -69,19 +72,19 @@ def killed(*_):
     raise RuntimeError("killed")
 
 
-def test_a_signal_without_an_output_directory_says_that_nothing_is_saved(cfg, monkeypatch, capsys):
+def test_a_signal_without_an_output_directory_says_that_nothing_is_saved(cfg, monkeypatch, capfd):
     interrupt_at(monkeypatch, 1)
     train.main(dataclasses.replace(cfg, output_dir="", checkpoint_every=0))
-    assert capsys.readouterr().out.endswith(
-        "after step 2/6: nothing is saved, because there is no --output_dir\n"
-    )
+    out, err = capfd.readouterr()
+    assert out.endswith("after step 2/6: nothing is saved, because there is no --output_dir\n")
+    assert err.endswith("SIGTERM: stopping after this step; a second signal ends at once\n")
 
 
 def test_a_second_signal_ends_the_process_at_once():
     """In a process of its own, because it must not be this one; nor is the first enough."""
     program = (
         "import os, signal\nfrom llmc_jax.training.stop import Stop\n"
-        "with Stop() as stop:\n"
+        "with Stop(lambda: 7) as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print(Stop.name(stop.requested), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -89,6 +92,19 @@ def test_a_second_signal_ends_the_process_at_once():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == -signal.SIGTERM and result.stdout == "SIGTERM\n"
+    assert result.stderr == (
+        "SIGTERM: stopping after this step; a second signal ends at once, without the steps since "
+        "7\n"
+    )
+
+
+def test_a_program_that_is_interrupted_while_it_imports_has_no_traceback():
+    """As `python -m llmc_jax.train` begins; what is no interruption keeps its traceback."""
+    for error, told in (("KeyboardInterrupt", "interrupted\n"), ("OSError", "Traceback")):
+        program = f"import sys\nsys.argv = ['-m']\nimport llmc_jax\nraise {error}"
+        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert result.stderr.startswith(told)
+        assert result.returncode == (-signal.SIGINT if "Key" in error else 1)
 
 
 def test_signals_have_their_own_effect_again_afterwards():
