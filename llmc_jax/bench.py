@@ -192,4 +192,4 @@ def append(output: str, report: str) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main, BenchConfig)
+    program.run(main, BenchConfig, goes_on=True)

@@ -163,4 +163,4 @@ def lines(name: str, result: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-    program.run(main, EvaluateConfig)
+    program.run(main, EvaluateConfig, goes_on=True)
