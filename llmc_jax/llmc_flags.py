@@ -73,11 +73,19 @@ def _arguments(words: list[str]) -> list[str]:
     """What train_gpt2cu is given: also inside of mpirun -np 8 bash -c '...'."""
     theirs = re.compile(r"(^|/)train_gpt2(_?fp32)?cu$")
     for number, word in enumerate(words):
-        if len(inner := shlex.split(word)) > 1 and any(map(theirs.search, inner)):
+        if len(inner := _split(word)) > 1 and any(map(theirs.search, inner)):
             return _arguments(inner)
         if theirs.search(word):
             return words[number + 1 :]
     return words[1:] if words[:1] == ["--"] else words
+
+
+def _split(word: str) -> list[str]:
+    """The words inside of `word`, as a shell would have them; itself where a quote is open."""
+    try:
+        return shlex.split(word)
+    except ValueError:
+        return [word]
 
 
 def _value(letter: str, field: dataclasses.Field, value: str) -> str:

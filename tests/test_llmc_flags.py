@@ -41,6 +41,8 @@ def test_a_script_within_a_shell_within_mpirun():
     options, remarks = llmc_flags.convert([*SCRIPT_350M[0].split(), SCRIPT_350M[1]])
     assert options["model"] == "d24" and options["max_steps"] == "60000"
     assert len(remarks) == 2
+    options, _ = llmc_flags.convert(["-o", "the run's"])  # an apostrophe is not a shell's quote
+    assert options["output_dir"] == "the run's"
 
 
 def test_letters_without_counterpart_are_named_with_the_reason():
