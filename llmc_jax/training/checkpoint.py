@@ -195,6 +195,7 @@ class Checkpointer:
             (folder / RUN).write_text(json.dumps(run, indent=1))
             manifest.write(folder, without=UNFINISHED, written=written)
             (folder / UNFINISHED).unlink()
+            manifest.sync(folder)  # else the mark may be there again after a power loss
         except Exception as error:  # whatever it is, the run goes on and tries again
             self._failure = Failure(step, _reason(error))
             shutil.rmtree(folder, ignore_errors=True)

@@ -32,12 +32,12 @@ def write(folder: Path, *, without: str, written: Mapping[Path, tuple[int, int]]
         measured = pool.map(lambda path: written.get(path) or _measure(path), files)
         names = (path.relative_to(root).as_posix() for path in files)
         listed = dict(zip(names, measured, strict=True))
-        list(pool.map(_sync, [*paths, root, root.parent]))
+        list(pool.map(sync, [*paths, root, root.parent]))
     with open(folder / NAME, "w") as file:
         file.write(json.dumps(dict(files=listed, checksum=_checksum(listed)), indent=1))
         file.flush()
         os.fsync(file.fileno())
-    _sync(root)
+    sync(root)
 
 
 def problem(folder: Path, *, contents: bool) -> str:
@@ -88,7 +88,7 @@ def _measure(path: Path) -> tuple[int, int]:
     return size, checksum
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or the list of a folder's files, is on the disk."""
     opened = os.open(path, os.O_RDONLY)
     try:

@@ -105,3 +105,20 @@ def test_a_restored_state_may_be_written_over(tmp_path):
     stepped = step(restored)
     assert pointers(stepped) == before
     assert_equal_trees(step(stepped), jax.tree.map(lambda leaf: leaf + 2, state))
+
+
+def test_saved_is_said_when_the_mark_of_an_unfinished_one_is_gone_from_the_disk(
+    tmp_path, monkeypatch
+):
+    """After a power loss it would be there again, and the checkpoint be removed for it."""
+    marked, sync = [], manifest.sync
+
+    def syncing(path):
+        if path == tmp_path / "00000003":
+            marked.append((path / "unfinished").exists())
+        sync(path)
+
+    monkeypatch.setattr(manifest, "sync", syncing)
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save(make_state(), {}, 3)
+    assert marked and not marked[-1]
