@@ -183,10 +183,11 @@ class Checkpointer:
 
     def _write(self, run: dict, step: int) -> None:
         """Write the copy of the state, then remove the checkpoints that are not to be kept."""
-        folder = self.path(step)
+        folder, made = self.path(step), False
         try:
             self._folder.mkdir(exist_ok=True)
             folder.mkdir()
+            made = True
             (folder / UNFINISHED).touch()
             _claim_space(
                 folder, sum(leaf.nbytes + LEAF_BYTES for leaf in jax.tree.leaves(self._copy))
@@ -198,7 +199,8 @@ class Checkpointer:
             manifest.sync(folder)  # else the mark may be there again after a power loss
         except Exception as error:  # whatever it is, the run goes on and tries again
             self._failure = Failure(step, _reason(error))
-            shutil.rmtree(folder, ignore_errors=True)
+            if made:  # what was there before is not this save's to remove
+                shutil.rmtree(folder, ignore_errors=True)
             return
         with suppress(OSError):  # what could not be removed is, after the next save
             self._remove_old()

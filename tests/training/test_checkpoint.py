@@ -122,3 +122,14 @@ def test_saved_is_said_when_the_mark_of_an_unfinished_one_is_gone_from_the_disk(
     with Checkpointer(tmp_path) as checkpoints:
         checkpoints.save(make_state(), {}, 3)
     assert marked and not marked[-1]
+
+
+def test_a_save_removes_only_what_it_made(tmp_path):
+    """A checkpoint that is there already stays, and the failure says so."""
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save(make_state(), dict(first=True), 3)
+        checkpoints.save(make_state(), {}, 3)
+        checkpoints.wait()
+        failure = checkpoints.take_failure()
+    assert failure.step == 3 and failure.reason.startswith("File exists (")
+    assert Checkpointer(tmp_path).restore_run(3) == dict(first=True)
