@@ -5,6 +5,7 @@ tied to wte, which has no padded rows. Reference: transformers, modeling_gpt2.py
 """
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from llmc_jax.models.gpt2 import Block, Params
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # where the weights are in several files
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")  # transformers' names for those
 
 # A tensor of ours -> its name in a layer of theirs; those of matrices are transposed.
 NAMES = Block(
@@ -118,8 +120,17 @@ def read_model(folder: str | Path) -> tuple[ModelConfig, Params]:
 def write_model(
     folder: str | Path, cfg: ModelConfig, params: Params, *, overwrite: bool = False
 ) -> None:
-    """Write a folder that GPT2LMHeadModel.from_pretrained reads, in float32."""
+    """Write a folder that GPT2LMHeadModel.from_pretrained reads, in float32.
+
+    overwrite: also where it has a model in several files, which are removed: some programs would
+    read them instead.
+    """
     folder = Path(folder)
+    if (folder / INDEX).exists() and not overwrite:
+        raise BadInput(
+            f"{folder / INDEX} exists; add --overwrite to replace its model, or name another "
+            f"directory."
+        )
     tensors = {
         "wte.weight": params.wte[: cfg.V],
         "wpe.weight": params.wpe,
@@ -143,6 +154,22 @@ def write_model(
     ):
         weights.write(save(tensors, metadata={"format": "pt"}))
         config.write(json.dumps(_config(cfg), indent=2).encode())
+    _remove_shards(folder)
+
+
+def _remove_shards(folder: Path) -> None:
+    """Remove a model in several files: its index, and what that names and transformers writes."""
+    if not (folder / INDEX).exists():
+        return
+    shards = [name for name in _indexed(folder) if SHARD.fullmatch(name)]
+    try:
+        for name in (INDEX, *shards):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"{error.filename} of the model before cannot be removed: {error.strerror}; remove it "
+            f"by hand."
+        ) from error
 
 
 def _config(cfg: ModelConfig) -> dict:
@@ -186,9 +213,8 @@ def _read_config(folder: Path) -> ModelConfig:
 def _open_tensors(folder: Path) -> dict:
     """Name of each tensor -> the open file that holds it."""
     files = [folder / WEIGHTS]
-    if (folder / INDEX).exists():
-        weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
-        files = [folder / name for name in sorted(set(weight_map.values()))]
+    if not files[0].exists() and (folder / INDEX).exists():  # in transformers' order
+        files = [folder / name for name in _indexed(folder)]
     tensors = {}
     for file in files:
         try:
@@ -199,3 +225,13 @@ def _open_tensors(folder: Path) -> dict:
             ) from error
         tensors |= dict.fromkeys(opened.keys(), opened)
     return tensors
+
+
+def _indexed(folder: Path) -> list[str]:
+    """The files that the folder's index names. Raises BadInput where it is none."""
+    try:
+        return sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f"{folder / INDEX} is not the index of a model ({error!r}); save the model again."
+        ) from error

@@ -1,10 +1,12 @@
 """Folders of Hugging Face's GPT-2: theirs read here, ours read there, and what is refused."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from llmc_jax import ops
 from llmc_jax.config import BadInput, ModelConfig
@@ -79,6 +81,49 @@ def test_another_architecture_is_refused(tmp_path, params, changes, message):
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(BadInput, match=message):
         huggingface.read_model(tmp_path)
+
+
+@pytest.fixture
+def sharded(tmp_path, params):
+    """A folder of a model in two files."""
+    folder = tmp_path / "sharded"
+    huggingface.write_model(folder, MODEL, params)
+    tensors = list(load_file(folder / "model.safetensors").items())
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for name, part in zip(names, (tensors[:9], tensors[9:]), strict=True):
+        save_file(dict(part), folder / name)
+    index = {name: names[n >= 9] for n, (name, _) in enumerate(tensors)}
+    (folder / huggingface.INDEX).write_text(json.dumps(dict(weight_map=index)))
+    return folder
+
+
+def test_one_file_comes_before_several(sharded, params):
+    """As in transformers, which looks for an index last."""
+    assert np.array_equal(huggingface.read_model(sharded)[1].wpe, params.wpe)
+    other = params._replace(wpe=params.wpe + 1)
+    huggingface.write_model(sharded.parent / "other", MODEL, other)
+    shutil.copy(sharded.parent / "other" / "model.safetensors", sharded)
+    assert np.array_equal(huggingface.read_model(sharded)[1].wpe, other.wpe)
+
+
+def test_a_model_in_several_files_is_replaced_whole(sharded, params):
+    """But what the index names and is no part of a model stays."""
+    index = json.loads((sharded / huggingface.INDEX).read_text())
+    index["weight_map"]["other"] = "notes.txt"
+    (sharded / huggingface.INDEX).write_text(json.dumps(index))
+    (sharded / "notes.txt").touch()
+    with pytest.raises(BadInput, match=r"index\.json exists; add --overwrite"):
+        huggingface.write_model(sharded, MODEL, params)
+    huggingface.write_model(sharded, MODEL, params, overwrite=True)
+    left = sorted(path.name for path in sharded.iterdir())
+    assert left == ["config.json", "model.safetensors", "notes.txt"]
+
+
+def test_a_broken_index_is_named(sharded):
+    (sharded / huggingface.INDEX).write_text("[]")
+    with pytest.raises(BadInput, match=r"index\.json is not the index of a model"):
+        huggingface.read_model(sharded)
 
 
 def test_a_broken_folder_is_named(tmp_path, params):
