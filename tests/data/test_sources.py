@@ -113,6 +113,20 @@ def test_prepare_again_is_harmless_and_other_text_is_refused(text_config, tmp_pa
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
 
 
+def test_lines_may_end_as_on_windows(text_config, tmp_path):
+    """They are kept, and what is for validation begins at the byte where it should."""
+    text = "A line of text.\r\n" * 500
+    (tmp_path / "c.txt").write_bytes(text.encode())
+    cfg = dataclasses.replace(text_config, input=f"{tmp_path}/c.txt", val_fraction=0.5)
+    prepare.main(cfg)
+    train, val = (
+        tokenizer().decode(np.concatenate(shards(tmp_path / "out", split))[1:].tolist())
+        for split in ("train", "val")
+    )
+    assert train + val == text
+    assert 0 <= len(train) - len(text) / 2 < 20  # up to the next space
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"caf\xe9", r"c.txt is not UTF-8 \(byte 3\)"), (b"", "c.txt is empty")],

@@ -59,7 +59,7 @@ def _break(text: str, offset: int) -> int:
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()  # as it is: read_text would make one of two at CR LF
     except UnicodeDecodeError as error:
         raise BadInput(
             f"{path} is not UTF-8 (byte {error.start}); convert it, for instance with iconv."
