@@ -10,6 +10,7 @@ import atexit
 import hashlib
 import os
 import platform
+import re
 import shutil
 import time
 from contextlib import suppress
@@ -23,6 +24,10 @@ from llmc_jax.config import BadInput
 from llmc_jax.files import sha256_of
 
 ENTRY, CHECKSUM = "*-cache", ".sha256"  # JAX's names for entries; ours is that and an ending
+FOLDER = re.compile(r"jaxlib-[^-]+-[0-9a-f]{12}")  # as _machine names them
+# What JAX and we write into one: entries, when they were read last, and a lock; on GPUs a folder.
+FILE = re.compile(r".*-cache(\.sha256)?|.*-atime|\.lockfile")
+AUTOTUNED = "xla_gpu_per_fusion_autotune_cache_dir"
 UNSET = (None, "NOTSET")
 UNUSED_DAYS = 30  # folders that nothing was added to for so long are removed
 
@@ -112,5 +117,17 @@ def _remove_unused(root: Path, ours: Path) -> None:
     """Remove the folders of other versions and machines that nobody adds to any more."""
     oldest = time.time() - UNUSED_DAYS * 24 * 3600
     for folder in root.glob("jaxlib-*"):
-        if folder != ours and folder.stat().st_mtime < oldest:
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another process removes it too, or it may not be looked into
+            if folder != ours and folder.stat().st_mtime < oldest and _is_cache(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_cache(folder: Path) -> bool:
+    """Whether a folder is ours, by its name and by all that is in it: the user may have named a
+    folder that has others too."""
+    if folder.is_symlink() or not FOLDER.fullmatch(folder.name):
+        return False
+    return all(
+        path.name == AUTOTUNED if path.is_dir() else FILE.fullmatch(path.name)
+        for path in folder.iterdir()
+    )

@@ -116,17 +116,22 @@ def test_a_folder_that_cannot_be_written(folder, monkeypatch, jax_config):
 
 
 def test_folders_nobody_adds_to_are_removed(folder, monkeypatch, jax_config):
+    """But none that the user may have made."""
     monkeypatch.setattr(compilation_cache.atexit, "register", lambda *_: None)
-    for name in ("jaxlib-old", "jaxlib-new", "other"):
+    old, new, mixed = (f"jaxlib-0.{n}.1-0123456789ab" for n in range(3))
+    users = ("jaxlib-0.3.1-build", "jaxlib-notes", "other", mixed)
+    for name in (old, new, *users):
         (folder / name).mkdir()
-    for name in ("jaxlib-old", "other"):
+    for name in ("jit_f-cache", "jit_f-cache.sha256", "jit_f-atime", ".lockfile"):
+        (folder / old / name).touch()
+    (folder / old / compilation_cache.AUTOTUNED).mkdir()
+    (folder / mixed / "jit_f-cache").touch()
+    (folder / mixed / "thesis.txt").touch()
+    for name in (old, *users):
         os.utime(folder / name, (0, 0))
     ours = compilation_cache.enable(str(folder))
-    assert {path.name for path in folder.iterdir()} == {
-        "jaxlib-new",
-        "other",
-        os.path.basename(ours),
-    }
+    left = {path.name for path in folder.iterdir()}
+    assert left == {new, *users, os.path.basename(ours)}
 
 
 def test_the_parts_of_a_start_add_up():
