@@ -144,15 +144,17 @@ def _fetch(url: str, part: Path, *, trusted: bool) -> None:
     except (OSError, http.client.HTTPException) as error:
         raise _Failed(_reason(error)) from error
     with response:
-        if response.status != 206 or _first_byte(response) != have:
-            have = 0
+        if response.status != 206:
+            have = 0  # the whole, whatever was asked for
+        elif (first := _first_byte(response)) != have:
+            _discard(part)  # then the next try asks for no part
+            raise _Failed(f"the server sends bytes from {first} on instead of {have}")
         _receive(response, part, have)
 
 
 def _receive(response, part: Path, have: int) -> None:
     """The rest of the file, from byte `have` on. Raises _Failed where the connection ends early."""
-    length = response.headers.get("Content-Length")
-    total = have + int(length) if length else None
+    total = _total(response, have)
     with (
         _written(part, have, response.headers.get("ETag", "")) as file,
         tqdm(
@@ -187,6 +189,16 @@ def _first_byte(response) -> int:
     """Where in the file a partial answer begins; -1 where it does not say."""
     words = response.headers.get("Content-Range", "").removeprefix("bytes ").split("-")
     return int(words[0]) if words[0].isdigit() else -1
+
+
+def _total(response, have: int) -> int | None:
+    """Bytes of the whole file, None where the answer does not say; it may hold less than all that
+    follows byte `have`."""
+    whole = response.headers.get("Content-Range", "").rpartition("/")[2]
+    if response.status == 206 and whole.isdigit():
+        return int(whole)
+    length = response.headers.get("Content-Length")
+    return have + int(length) if length else None
 
 
 def _reason(error: Exception) -> str:

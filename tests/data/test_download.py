@@ -18,7 +18,8 @@ class Server(ThreadingHTTPServer):
     """Answers with DATA, each time as the next word of `script` wants; the last word stays.
 
     whole, break (half of what is asked for), no range (the whole whatever is asked for),
-    unavailable, missing, other (another version, with another tag), wrong (the same tag).
+    unavailable, missing, other (another version, with another tag), wrong (the same tag),
+    other range (it begins 100 bytes late), short range (half of what is asked for, and says so).
     """
 
     def __init__(self):
@@ -39,14 +40,17 @@ class Handler(BaseHTTPRequestHandler):
         start = self.start(tag) if word != "no range" else 0
         if start >= len(data):
             return self.send_error(416)
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(data) - start))
+        start += 100 if word == "other range" else 0
+        end = (start + len(data)) // 2 if word == "short range" else len(data)
+        partial = start > 0 or end < len(data)
+        self.send_response(206 if partial else 200)
+        if partial:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+        self.send_header("Content-Length", str(end - start))
         if tag:
             self.send_header("ETag", tag)
         self.end_headers()
-        body = data[start:]
+        body = data[start:end]
         self.wfile.write(body[: len(body) // 2] if word == "break" else body)
 
     def start(self, tag: str) -> int:
@@ -78,12 +82,15 @@ def server(monkeypatch):
         (["break", "break", "whole"], [None, "bytes=51200-", "bytes=76800-"]),
         (["unavailable", "unavailable", "whole"], [None] * 3),
         (["break", "no range"], [None, "bytes=51200-"]),
+        (["break", "other range", "whole"], [None, "bytes=51200-", None]),
+        (["other range", "whole"], [None, None]),
+        (["short range", "short range", "whole"], [None, "bytes=51200-", "bytes=76800-"]),
     ],
 )
 def test_a_file_arrives_whole(server, tmp_path, script, ranges, sha256):
     server.script = list(script)
     path = tmp_path / "new" / "data.bin"
-    assert download(server.url, path, sha256=sha256, size=len(DATA)) == path
+    assert download(server.url, path, sha256=sha256) == path
     assert path.read_bytes() == DATA and server.asked == ranges
     assert [p.name for p in path.parent.iterdir()] == ["data.bin"]
     download(server.url, path, sha256=sha256)
@@ -139,6 +146,7 @@ def test_a_wrong_part_is_noticed_by_the_checksum_and_fetched_anew(server, tmp_pa
     [
         ("unavailable", "the server says 503", 3),
         ("missing", "the server says 404", 1),
+        ("other range", "the server sends bytes from 100 on instead of 0", 3),
         ("wrong", f"what comes has the SHA-256 .* instead of {SHA256}", 2),
     ],
 )
