@@ -36,7 +36,9 @@ class EvaluateConfig(TrainedConfig):
         "given for",
     )
     val_data: str = option(
-        "", "glob of the token shards for the loss; empty: the --val_data of the run"
+        "",
+        "glob of the token shards for the loss; empty: the --val_data of the run. Weights change "
+        "nothing: every text counts as it is",
     )
     val_batches: int = option(
         -1, "only the first N batches of --val_data; -1: all of it", minimum=-1

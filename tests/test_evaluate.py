@@ -82,6 +82,19 @@ def test_batches_are_training_validations(folder, monkeypatch):
     assert got["tokens"] == 4 * 2 * 16 and got["loss"] == pytest.approx(wanted, abs=1e-6)
 
 
+def test_weights_of_the_runs_data_change_nothing(folder):
+    """Training mixes by them; here every token counts once."""
+    write_shard(folder / "few.bin", tiny.tokens(100, seed=5))
+    plain, weighted = (
+        f"{folder}/few.bin{a},{folder}/val.bin{b}" for a, b in (("", ""), (":2", ":1"))
+    )
+    wanted = results(folder, val_data=plain)["tasks"]
+    assert wanted["loss"]["tokens"] == 99 + 999
+    assert results(folder, val_data=weighted)["tasks"] == wanted
+    with pytest.raises(BadInput, match="has weights for some globs only"):
+        results(folder, val_data=f"{folder}/few.bin:2,{folder}/val.bin")
+
+
 def test_questions_do_not_depend_on_the_batch(folder, capsys):
     options = dict(tasks="hellaswag", hellaswag=f"{folder}/questions.bin", details=True)
     options |= dict(sequence_length=32)

@@ -49,7 +49,7 @@ class TokenLoader:
         BadInput for a missing, broken or too small shard, and for weights that are no mix.
         """
         self.T, self.V = T, V
-        sets = _split_weights(flag, pattern)
+        sets = split_weights(flag, pattern)
         paths = [find_shards(flag, globs) for globs, _ in sets]
         self.paths = [path for of_set in paths for path in of_set]
         # As plain arrays: a slice of a numpy.memmap takes longer than to copy what is in it.
@@ -119,7 +119,7 @@ class TokenLoader:
         return tokens
 
 
-def _split_weights(flag: str, pattern: str) -> list[tuple[str, Fraction]]:
+def split_weights(flag: str, pattern: str) -> list[tuple[str, Fraction]]:
     """The sets of a pattern: (its globs, its weight). Raises BadInput where they are no mix."""
     parts = [re.fullmatch(r"(.+):(\d+\.?\d*|\.\d+)", part) for part in pattern.split(",")]
     if not any(parts):

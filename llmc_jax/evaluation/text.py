@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llmc_jax.config import BadInput, ModelConfig
+from llmc_jax.data.loader import split_weights
 from llmc_jax.data.tokenizer import EOT, tokenizer
 from llmc_jax.data.tokens import find_shards, read_shard
 from llmc_jax.evaluation.scorer import Row
@@ -38,10 +39,12 @@ def byte_lengths(model: ModelConfig) -> np.ndarray | None:
 def read_rows(flag: str, pattern: str, *, model: ModelConfig, T: int) -> Iterator[Row]:
     """All tokens of the shards but the first of each, in order, predicted T at a time.
 
-    What is left at a shard's end is a shorter row. Raises BadInput where a shard is missing or
-    broken, where there is nothing to predict, or a token is none of the model's.
+    What is left at a shard's end is a shorter row. Weights, which training may have had, are passed
+    over: every text counts as it is. Raises BadInput where a shard is missing or broken, where
+    there is nothing to predict, or a token is none of the model's.
     """
-    paths = find_shards(flag, pattern)
+    sets = split_weights(flag, pattern)
+    paths = [path for globs, _ in sets for path in find_shards(flag, globs)]
     shards = [read_shard(path) for path in paths]
     if all(len(tokens) < 2 for tokens in shards):
         raise BadInput(f"--{flag}={pattern} holds no two tokens; prepare more text.")
