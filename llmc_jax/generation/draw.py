@@ -27,9 +27,12 @@ def draw(logits, seeds, number, temperature, *, top_k: int, top_p: float):
         probabilities = jnp.where(nucleus(probabilities, top_p), probabilities, 0)
     coins = jax.vmap(lambda seed: _coin(seed, number))(seeds)
     # the first place where the sum is above the coin; jax.random.categorical makes a random number
-    # for each of 50,257 tokens, and takes ten times as long
-    sums = jnp.cumsum(probabilities, axis=1)
-    places = jnp.sum(sums <= coins[:, None] * sums[:, -1:], axis=1)
+    # for each of 50,257 tokens, and takes ten times as long. XLA adds in pieces, so that a sum may
+    # be below the one before: those of tokens that are left out do not count
+    sums = jnp.where(probabilities > 0, jnp.cumsum(probabilities, axis=1), 0)
+    above = sums > coins[:, None] * jnp.max(sums, axis=1, keepdims=True)
+    numbers = lax.broadcasted_iota(jnp.int32, sums.shape, 1)
+    places = jnp.min(jnp.where(above, numbers, sums.shape[1] - 1), axis=1)
     if top_k:
         places = jnp.take_along_axis(tokens, places[:, None], axis=1)[:, 0]
     return places.astype(jnp.int32)
