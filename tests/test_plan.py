@@ -35,6 +35,7 @@ def test_tables_of_a_device_that_is_not_here(capsys):
     assert rows["parameters, float32"] == f"{P:.1f}"
     assert rows["AdamW's two moments"] == f"{2 * P / 4:.1f}"
     assert "\nfits; the largest --batch_size" in screen
+    assert "\nfor several devices that is an estimate: on 8 virtual CPUs" in screen
     flop = 6 * tiny.MODEL.num_parameters + 6 * 2 * 48 * 16
     assert rows["operations"] == f"{flop * 1e12:.3g} FLOP"
     assert rows["steps"] == f"{10**12 // 256:,}"

@@ -6,7 +6,7 @@ written to memory where a kernel or a matrix product reads it.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from jax.extend.core import Literal
@@ -26,7 +26,9 @@ VIEWS = {"reshape", "squeeze", "expand_dims", "optimization_barrier", "pcast", "
 # Not fused with what made their operands or with what reads their results.
 KERNELS = {"dot_general", "ffi_call", "sort", "scatter", "scatter-add", "scan", "pallas_call",
            "all_gather", "psum", "psum_invariant", "while", "cond"}  # fmt: skip
-REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "argmax", "argmin"}
+REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "argmax", "argmin", "reduce_scatter"}
+# Sums over the devices, of which XLA:CPU makes one where it can.
+SUMS = {"psum", "psum_invariant"}
 # Done once, and written down, where more than one reads the result.
 EXPENSIVE = {"exp", "log", "log1p", "tanh", "div", "rsqrt", "sqrt", "pow", "erf", "logistic"}
 
@@ -71,6 +73,7 @@ class Instruction:
 
     reads: frozenset[Buffer]
     writes: list[Buffer]
+    rewrites: frozenset[Buffer] = frozenset()  # of those it reads, what it writes results over
     in_place: bool = False  # may write over an operand
     light: bool = False  # no kernel: may be done as soon as its operands are there
     inside: int = 0  # bytes of a loop's body
@@ -88,7 +91,8 @@ def program(jaxpr, cpu: bool, peak_of_loop: Callable) -> Program:
     """The instructions of a jaxpr (not closed), in its order.
 
     cpu: whether as XLA:CPU does: expensive work is done once and written down where more than one
-    reads it, and what a batched matrix product reads is float32 where it is bfloat16 by the jaxpr.
+    reads it, what a batched matrix product reads is float32 where it is bfloat16 by the jaxpr, and
+    sums over the devices are made together.
     peak_of_loop(body, places): bytes that the body of a loop needs, whose i-th result is written
     over argument places[i].
     """
@@ -96,6 +100,8 @@ def program(jaxpr, cpu: bool, peak_of_loop: Callable) -> Program:
     arguments = [values[v] for v in jaxpr.invars]
     results = [None if isinstance(v, Literal) else values[v] for v in jaxpr.outvars]
     equations = _needed(equations, results, cpu)
+    if cpu:
+        equations = _summed_together(equations)
     for i, argument in enumerate(arguments):
         argument.buffers, argument.written = frozenset([Buffer(0, f"argument {i}")]), True
     return Program(_fuse(equations, results, cpu, peak_of_loop), arguments, results)
@@ -164,6 +170,27 @@ def _needed(equations: list[Equation], results, cpu: bool) -> list[Equation]:
     return kept[::-1]
 
 
+def _summed_together(equations: list[Equation]) -> list[Equation]:
+    """Sums over the devices that do not wait for each other as one: then all operands and all
+    results are in memory at once."""
+    done, held = [], []
+
+    def make() -> None:
+        if held:
+            operands = [v for e in held for v in e.operands]
+            results = [v for e in held for v in e.results]
+            done.append(replace(held[0], operands=operands, results=results))
+            held.clear()
+
+    for e in equations:
+        made = {id(v) for sum in held for v in sum.results}
+        if any(id(v) in made for v in e.operands):
+            make()
+        (held if e.primitive in SUMS else done).append(e)
+    make()
+    return done
+
+
 def _is_batched(e: Equation) -> bool:
     return e.primitive == "dot_general" and bool(e.params["dimension_numbers"][1][0])
 
@@ -229,12 +256,13 @@ def _kernel(e: Equation, reads: frozenset[Buffer], peak_of_loop: Callable) -> In
         body = e.params["jaxpr"].jaxpr
         places = [constants + i for i in range(carried)]
         inside = peak_of_loop(body, places) if e.params["length"] else 0
-    writes = []
+    writes, rewrites = [], frozenset()
     for i, v in enumerate(e.results):
         operand = e.operands[over[i]] if i in over else None
         if operand and operand.size == v.size and operand.buffers:
             v.buffers, v.written = operand.buffers, True
+            rewrites |= v.buffers
         else:
             _give_memory(v, e.scope)
             writes += v.buffers
-    return Instruction(reads, writes, inside=inside)
+    return Instruction(reads, writes, rewrites, inside=inside)

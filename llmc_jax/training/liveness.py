@@ -93,8 +93,10 @@ def _copies(instructions, over: dict[Buffer, Buffer]) -> dict[Buffer, int]:
     """Arguments that are copied at the start -> when the copy is read last. Those that somebody
     reads who is not sure to have done so when the result is written in their place."""
     maker = {b: i for i, instruction in enumerate(instructions) for b in instruction.writes}
-    readers = defaultdict(set)
+    writers, readers = defaultdict(set), defaultdict(set)
     for i, instruction in enumerate(instructions):
+        for buffer in (*instruction.writes, *instruction.rewrites):
+            writers[buffer].add(i)
         for buffer in instruction.reads:
             readers[buffer].add(i)
     copied = {}
@@ -103,7 +105,8 @@ def _copies(instructions, over: dict[Buffer, Buffer]) -> dict[Buffer, int]:
             continue
         before, queue = {maker[result]}, [maker[result]]
         while queue:
-            made = {maker[b] for b in instructions[queue.pop()].reads if b in maker} - before
+            reads = instructions[queue.pop()].reads
+            made = frozenset().union(*(writers[b] for b in reads)) - before
             before |= made
             queue += made
         if readers[argument] - before:

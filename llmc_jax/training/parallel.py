@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from llmc_jax.config import BadInput
@@ -51,6 +51,11 @@ def make_mesh() -> Mesh:
     return Mesh(np.array(devices), (AXIS,))
 
 
+def planned_mesh(devices: int) -> AbstractMesh:
+    """A mesh of devices that need not be here: functions over it can be traced."""
+    return AbstractMesh((devices,), (AXIS,))
+
+
 # Functions over the mesh.
 
 
@@ -83,7 +88,8 @@ def map_row_step(step: Callable, mesh: Mesh) -> Callable:
 
 
 def _map(step: Callable, mesh: Mesh, in_specs, out_specs) -> Callable:
-    checked = mesh.devices.flat[0].platform not in UNCHECKED
+    # What is only traced, for whatever platform, is not checked either.
+    checked = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform not in UNCHECKED
     specs = dict(in_specs=in_specs, out_specs=out_specs)
     return jax.shard_map(step, mesh=mesh, check_vma=checked, **specs)
 
@@ -116,6 +122,16 @@ def compile_options(mesh: Mesh) -> dict[str, bool]:
     not by itself."""
     overlaps = mesh.size > 1 and mesh.devices[0].platform == "gpu"
     return {"xla_gpu_enable_latency_hiding_scheduler": True} if overlaps else {}
+
+
+def of_one_device(traced):
+    """The jaxpr that each device runs, of a traced `map_train_step`."""
+    (mapped,) = traced.jaxpr.jaxpr.eqns
+    jaxpr, constants = mapped.params["jaxpr"], len(traced.jaxpr.consts)
+    names = jaxpr.debug_info.with_unknown_names()
+    return jaxpr.replace(
+        constvars=jaxpr.invars[:constants], invars=jaxpr.invars[constants:], debug_info=names
+    )
 
 
 def planned_bytes(compiled) -> int:
