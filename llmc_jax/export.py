@@ -20,6 +20,7 @@ from llmc_jax.interop.source import open_model
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.models.initialize import initialize
+from llmc_jax.trained import choose_step
 from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.lock import locked
@@ -114,11 +115,7 @@ def read_source(cfg: ExportConfig) -> Source:
 def _read_checkpoint(folder: Path, step: int) -> Source:
     """A checkpoint of a run of ours."""
     with Checkpointer(RunDir(folder).checkpoints) as checkpoints:
-        steps = checkpoints.steps()
-        step = steps[-1] if steps and step == -1 else step
-        if step not in steps:
-            saved = ", ".join(map(str, steps)) or "none"
-            raise BadInput(f"--step={step} was not saved; {folder} has {saved}.")
+        step = choose_step(folder, step, checkpoints)
         run = checkpoints.restore_run(step)
         model = ModelConfig(**run["model"])
         like = parallel.replicated_like(

@@ -93,7 +93,7 @@ def _read_file(name: str, mesh) -> Trained:
 
 def _restore(run: str, step: int, mesh) -> Trained:
     with Checkpointer(_folder(run)) as checkpoints:
-        step = _choose_step(run, step, checkpoints.steps())
+        step = choose_step(run, step, checkpoints)
         saved = checkpoints.restore_run(step)
         model = ModelConfig(**saved["model"])
         like = parallel.replicated_like(gpt2.shapes(model), mesh)
@@ -111,11 +111,25 @@ def _folder(run: str) -> Path:
     return folder
 
 
-def _choose_step(run: str, step: int, steps: list[int]) -> int:
-    """The step to load, of those that were saved."""
+def choose_step(run: str | Path, step: int, checkpoints: Checkpointer) -> int:
+    """The step to load of those that were saved; -1: the newest that is complete.
+
+    Raises BadInput where it was not saved or is damaged, with one that can be had. (That is not
+    taken by itself, as a resumed run would: its numbers would be another step's.)
+    """
+    steps = checkpoints.steps()
     if not steps:
-        raise BadInput(f"--run={run} has no complete checkpoint yet.")
+        raise BadInput(
+            f"{run} has no complete checkpoint; see python -m llmc_jax.checkpoint ls --run={run}."
+        )
     chosen = steps[-1] if step == -1 else step
     if chosen not in steps:
         raise BadInput(f"--step={step} was not saved; {run} has {', '.join(map(str, steps))}.")
+    if problem := checkpoints.problem(chosen):
+        whole = (s for s in reversed(steps) if s != chosen and not checkpoints.problem(s))
+        other = next((f"that of step {s} is whole, take it with --step={s}" for s in whole), None)
+        raise BadInput(
+            f"the checkpoint {checkpoints.path(chosen)} cannot be used: {problem}; "
+            f"{other or 'nor can any other of this run: name another'}."
+        )
     return chosen

@@ -8,9 +8,12 @@ import sys
 import pytest
 
 from llmc_jax import checkpoint as checkpoint_program
-from llmc_jax import train
+from llmc_jax import export, train
 from llmc_jax.checkpoint import CheckpointConfig
 from llmc_jax.config import BadInput
+from llmc_jax.export import ExportConfig
+from llmc_jax.trained import open_trained
+from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
 from tests.survive.runs import damage, folder_of, log, run_of, steps
 
@@ -88,6 +91,31 @@ def test_the_program_lists_verifies_and_removes(copied, capsys):
     assert run("rm", step=4)[1] == [f"removed {folder_of(copied, 4)}"]
     assert run("rm", keep=0, set_aside=True)[0] == 0
     assert list(run_of(copied).checkpoints.iterdir()) == []
+
+
+def test_a_model_from_a_damaged_checkpoint_is_refused_with_one_that_is_whole(copied):
+    """By generate, evaluate and export, which go back to none by themselves."""
+    run = copied.output_dir
+
+    def read(step: int = -1):
+        open_trained(parallel.make_mesh(), run=run, model="", step=step)
+        export.read_source(ExportConfig(source=run, step=step))
+
+    damage(copied, 6)
+    told = "00000006 cannot be used: .* other bytes .*; that of step 4 is whole, take it with --st"
+    with pytest.raises(BadInput, match=told):
+        read()
+    with pytest.raises(BadInput, match=told):
+        export.read_source(ExportConfig(source=run))
+    read(step=4)
+    damage(copied, 4)
+    damage(copied, 2)
+    with pytest.raises(BadInput, match=r"00000004 cannot be used: .*; nor can any other of this"):
+        read(step=4)
+    for step in (2, 4, 6):
+        (folder_of(copied, step) / "manifest.json").unlink()
+    with pytest.raises(BadInput, match=r"has no complete checkpoint; see python -m llmc_jax.check"):
+        read()
 
 
 @pytest.mark.parametrize(
