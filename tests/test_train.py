@@ -130,6 +130,16 @@ def test_another_run_in_the_directory_is_left_alone(cfg, tmp_path):
     assert losses(RunDir(tmp_path / "run")) == before
 
 
+def test_what_is_no_directory_of_checkpoints_is_left_alone(cfg, tmp_path):
+    """And the logs beside it, which a run that begins anew would cut."""
+    train.main(cfg)
+    before = losses(RunDir(tmp_path / "run"))
+    (tmp_path / "run" / "checkpoints").write_text("elsewhere")
+    with pytest.raises(BadInput, match=r"run/checkpoints is no directory; remove it, or name"):
+        train.main(dataclasses.replace(cfg, resume=True))
+    assert losses(RunDir(tmp_path / "run")) == before
+
+
 def test_a_resume_with_other_options_names_them(cfg, tmp_path):
     cfg = dataclasses.replace(cfg, checkpoint_every=6)
     train.main(cfg)
@@ -183,6 +193,8 @@ def test_max_steps_defaults_to_one_epoch(cfg, tmp_path):
         (dict(adam_beta1=1.0), "--adam_beta1=1.0 must be from 0 to below 1"),
         (dict(adam_beta2=0.9999999999), "--adam_beta2=0.9999999999 must be .* usual is 0.95"),
         (dict(val_batches=0), "--val_batches=0 is no validation; give --val_every=0"),
+        (dict(learning_rate=float("inf")), "--learning_rate=inf must be finite"),
+        (dict(weight_decay=float("nan")), "--weight_decay=nan must be finite"),
         (dict(seed=2**32), "--seed=4294967296 must be from 0 to 4294967295"),
     ],
 )

@@ -49,7 +49,7 @@ class RunDir(NamedTuple):
 
 def open_run_dir(output_dir: str, *, resume: bool, flag: str = "output_dir") -> RunDir:
     """The run directory, created if need be. Raises BadInput, which names `flag`, where another
-    run is in it."""
+    run is in it, or what is none."""
     run = RunDir(Path(output_dir))
     if run.holds_a_run() and not resume:
         raise BadInput(
@@ -57,6 +57,8 @@ def open_run_dir(output_dir: str, *, resume: bool, flag: str = "output_dir") -> 
             f"{'add --resume to continue it, or ' if flag == 'output_dir' else ''}name another "
             f"directory."
         )
+    if run.checkpoints.exists() and not run.checkpoints.is_dir():
+        raise BadInput(f"{run.checkpoints} is no directory; remove it, or name another --{flag}.")
     try:
         run.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
