@@ -1,6 +1,7 @@
 """The command line: flags from a configuration's fields, one sentence for bad input."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -61,8 +62,11 @@ def run(
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.FATAL)  # what orbax logs, we say in a sentence
         command = [_words(argv[1:], words)] if words else _command(argv[1:], commands)
-        names = [field.name for field in dataclasses.fields(config_class)]
-        return main(*command, config_class(**{n: flags.FLAGS[n].value for n in names}))
+        values = {f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(config_class)}
+        for name, value in values.items():
+            if isinstance(value, float) and math.isnan(value):
+                raise BadInput(f"--{name}={value} is no number; give one.")
+        return main(*command, config_class(**values))
 
     parse = partial(_parse, config_class)
     sys.exit(ended(lambda: app.run(start, flags_parser=parse)))

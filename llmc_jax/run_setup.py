@@ -1,6 +1,7 @@
 """What the flags of a run name, opened and checked before anything is computed."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
@@ -19,6 +20,7 @@ from llmc_jax.evaluation.scorer import make_scorer
 from llmc_jax.interop.source import open_model
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.training import parallel, processes
+from llmc_jax.training.initial_state import find_weights
 from llmc_jax.training.profile import profiled_steps
 from llmc_jax.training.trackers import require_trackers
 
@@ -48,7 +50,7 @@ def set_up(cfg: TrainConfig) -> Setup:
     processes.start(cfg)
     with processes.all_or_none():
         model, weights = processes.in_turn(partial(open_model, cfg.model))
-        refuse_weights_twice(cfg, weights)
+        refuse_other_weights(cfg, model, weights)
         ffi.select_isa(cfg.cpu_isa)
         cache = compilation_cache.enable(cfg.compilation_cache, names=bool(cfg.profile_steps))
         mesh = parallel.make_mesh()
@@ -65,6 +67,9 @@ def set_up(cfg: TrainConfig) -> Setup:
 def refuse_numbers(cfg: TrainConfig) -> None:
     """Raises BadInput for numbers that no training can be made with, as the step would have them:
     in float32."""
+    for flag in ("learning_rate", "final_lr_fraction", "weight_decay"):
+        if not math.isfinite(getattr(cfg, flag)):
+            raise BadInput(f"--{flag}={getattr(cfg, flag)} must be finite.")
     for flag in ("adam_beta1", "adam_beta2"):
         if not 0 <= np.float32(getattr(cfg, flag)) < 1:
             raise BadInput(
@@ -91,12 +96,16 @@ def refuse_mapping(cfg: TrainConfig) -> None:
         )
 
 
-def refuse_weights_twice(cfg: TrainConfig, weights: Params | None) -> None:
-    """Raises BadInput where --model has named weights and --init_from does too."""
-    if weights is not None and cfg.init_from:
+def refuse_other_weights(cfg: TrainConfig, model: ModelConfig, weights: Params | None) -> None:
+    """Raises BadInput where --init_from names weights and --model does too, or other ones."""
+    if not cfg.init_from:
+        return
+    if weights is not None:
         raise BadInput(
             f"--model={cfg.model} and --init_from={cfg.init_from} both name weights; give one."
         )
+    if not cfg.resume:  # a run that goes on has weights of its own
+        find_weights(cfg, model)
 
 
 def open_data(

@@ -149,6 +149,7 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
         saver.finish()
     if report.skipped:
         print(f"{report.skipped} steps were skipped: metrics.jsonl says which")
+    refuse_bad_numbers(report, cfg, place.checkpoints, last=True)
     if start >= cfg.max_steps:
         done = f"already trained to step {start}" if start else "--max_steps=0 asks for no step"
         print(f"{done}; nothing to do")
@@ -172,7 +173,8 @@ def first_state(setup: Setup, place: Place, startup: Startup):
     with ThreadPoolExecutor(1) as beside:
         zeros = beside.submit(maker_of_zeros(*like, start))
         lowered = lower_update(setup, *like)
-        update = beside.submit(compile_update, lowered, mesh)
+        saved = partial(what_is_saved, place.checkpoints)
+        update = beside.submit(compile_update, lowered, setup, saved)
         state, gradients = make_state(
             model, setup.weights, cfg, place.checkpoints, start, mesh, zeros
         )
@@ -191,17 +193,28 @@ def what_is_saved(checkpoints: Checkpointer | None) -> str:
     return f"the newest checkpoint is of step {steps[-1]}" if steps else "nothing is saved"
 
 
-def refuse_bad_numbers(report: Report, cfg: TrainConfig, checkpoints: Checkpointer | None) -> None:
-    """Raises RunStopped after --max_bad_steps steps in a row that were not finite."""
-    if not 0 < cfg.max_bad_steps <= report.bad_in_a_row:
+def refuse_bad_numbers(
+    report: Report, cfg: TrainConfig, checkpoints: Checkpointer | None, *, last: bool = False
+) -> None:
+    """Raises RunStopped after --max_bad_steps steps in a row that were not finite, or where the
+    last steps of the run were not."""
+    bad = report.bad_in_a_row
+    if not (last and bad) and not 0 < cfg.max_bad_steps <= bad:
         return
     if checkpoints:
         checkpoints.wait()
     steps = checkpoints.steps() if checkpoints else []
     saved = f"the newest checkpoint, of step {steps[-1]}, is" if steps else "there is no checkpoint"
+    where = (
+        "the last step"
+        if last and bad == 1
+        else f"the last {bad} steps"
+        if last
+        else (f"{bad} steps in a row (--max_bad_steps={cfg.max_bad_steps})")
+    )
     raise RunStopped(
-        f"the loss or the gradient norm was not finite in {report.bad_in_a_row} steps in a row "
-        f"(--max_bad_steps={cfg.max_bad_steps}); {saved}{' from before them' if steps else ''}: "
+        f"the loss or the gradient norm was not finite in {where}; "
+        f"{saved}{' from before them' if steps else ''}: "
         f"look at the data, or start with a lower --learning_rate."
     )
 
@@ -217,16 +230,18 @@ def lower_update(setup: Setup, state: TrainState, gradients):
     return mapped.lower(state, gradients, *batch)
 
 
-def compile_update(lowered, mesh):
-    """The training step compiled, with a line on time and memory."""
+def compile_update(lowered, setup: Setup, saved: Callable[[], str]):
+    """The training step compiled, with a line on time and memory. Raises RunStopped, which says
+    what is `saved`, where the memory it takes is more than there is."""
     began = time.perf_counter()
-    compiled = lowered.compile(parallel.compile_options(mesh))
-    gibibytes = parallel.planned_bytes(compiled) / 2**30
+    compiled = lowered.compile(parallel.compile_options(setup.mesh))
+    planned = parallel.planned_bytes(compiled)
     print(
-        f"compiled the step in {time.perf_counter() - began:.1f} s; it takes {gibibytes:.2f} GiB"
-        f"{' on each device' if mesh.size > 1 else ''}",
+        f"compiled the step in {time.perf_counter() - began:.1f} s; it takes "
+        f"{planned / 2**30:.2f} GiB{' on each device' if setup.mesh.size > 1 else ''}",
         flush=True,
     )
+    memory.refuse_too_large(planned, setup.ops, setup.model, setup.cfg, saved)
     return compiled
 
 

@@ -43,6 +43,7 @@ def bad_training_flags(folder) -> dict[str, tuple[list[str], str]]:
         "flag": (["--no_such_flag=1"], "there is no flag --no_such_flag; see --help"),
         "value": (["--lr_schedule=cosin"], "value should be one of <cosine|linear|constant|wsd>"),
         "number": (["--batch_size=0"], "flag --batch_size=0"),
+        "no number": (["--grad_clip=nan"], "--grad_clip=nan is no number; give one."),
         "letter": (
             ["-i", "data"],
             "-i is llm.c's letter for --train_data (python -m llmc_jax.llmc_",

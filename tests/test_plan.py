@@ -108,10 +108,13 @@ def test_devices_are_found_by_every_name():
     assert devices.known("cpu") is None
 
 
-@pytest.mark.parametrize("at", ["compile", "step"])
+@pytest.mark.parametrize("at", ["plan", "compile", "step"])
 def test_a_run_out_of_memory_ends_with_the_table(tmp_path, monkeypatch, at):
     """And with flags that would fit; a checkpoint is named where there is one. Another error of
-    the device is not taken for it."""
+    the device is not taken for it. Where XLA's plan is more than there is, nothing is begun."""
+
+    def shrink():
+        monkeypatch.setattr(memory, "device_memory", lambda: 1_000_000)
 
     def fail(what="RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes"):
         raise jax.errors.JaxRuntimeError(what)
@@ -119,7 +122,10 @@ def test_a_run_out_of_memory_ends_with_the_table(tmp_path, monkeypatch, at):
     compile_update = train.compile_update
 
     def failing(*arguments):
+        if at == "plan":
+            shrink()
         compiled = compile_update(*arguments)
+        shrink()
         calls = []
 
         def update(*batch):
@@ -130,11 +136,10 @@ def test_a_run_out_of_memory_ends_with_the_table(tmp_path, monkeypatch, at):
 
     run = tiny.config(**tiny.write_data(tmp_path), output_dir=f"{tmp_path}/run", checkpoint_every=2)
     monkeypatch.setattr(train, "compile_update", failing)
-    monkeypatch.setattr(memory, "device_memory", lambda: 1_000_000)
     with pytest.raises(RunStopped) as error:
         train.main(run)
     told = str(error.value)
-    saved = "nothing is saved" if at == "compile" else "the newest checkpoint is of step 4"
+    saved = "nothing is saved" if at != "step" else "the newest checkpoint is of step 4"
     assert told.startswith("the device's memory, 1 MiB, is not enough for this step; " + saved)
     assert "| AdamW's two moments " in told and "| activations: qkv" in told
     assert told.endswith("says so before it.)") and "--batch_size=1 --recompute=" in told

@@ -76,8 +76,8 @@ def restored_state(
     return state
 
 
-def weights_of_another_run(cfg: TrainConfig, model: ModelConfig) -> Params:
-    """The parameters of --init_from. Raises BadInput where they are not of the model asked for."""
+def find_weights(cfg: TrainConfig, model: ModelConfig) -> tuple[Checkpointer, int]:
+    """The checkpoint of --init_from. Raises BadInput where it is none of the model asked for."""
     checkpoints, step = open_weights(cfg.init_from)
     saved = ModelConfig(**checkpoints.restore_run(step)["model"])
     if saved != model:
@@ -86,6 +86,12 @@ def weights_of_another_run(cfg: TrainConfig, model: ModelConfig) -> Params:
             f"and --model={cfg.model} has L {model.L}, NH {model.NH}, C {model.C}, V {model.V}; "
             f"give the --model of that run."
         )
+    return checkpoints, step
+
+
+def weights_of_another_run(cfg: TrainConfig, model: ModelConfig) -> Params:
+    """The parameters of --init_from. Raises BadInput as `find_weights` does."""
+    checkpoints, step = find_weights(cfg, model)
     print(f"starting from the weights of {checkpoints.path(step)}")
     return checkpoints.restore_params(step, parallel.on_host(gpt2.shapes(model)))
 

@@ -163,6 +163,15 @@ def device_memory() -> int:
     return min(limit - page * (size - resident), host)  # libraries are mapped, never in memory
 
 
+def refuse_too_large(
+    planned: int, ops: Ops, model: ModelConfig, cfg: TrainConfig, saved: Callable[[], str]
+) -> None:
+    """Raises RunStopped where XLA has planned more bytes than there are: a host's allocator gives
+    them all the same, and the system ends the process when they are touched."""
+    if planned > device_memory():
+        raise out_of_memory(ops, model, cfg, saved())
+
+
 @contextmanager
 def enough(ops: Ops, model: ModelConfig, cfg: TrainConfig, saved: Callable[[], str]):
     """Raises RunStopped, which says what would fit, where memory does not do for what is done

@@ -58,6 +58,13 @@ def test_too_many_bad_steps_stop_the_run_and_leave_the_good_checkpoint(cfg, pois
     assert [m["step"] for m in log(cfg) if m.get("skipped")] == [2, 3, 4]
 
 
+def test_a_run_whose_last_steps_are_bad_has_failed(cfg, poison):
+    poison(range(4, 99))
+    with pytest.raises(RunStopped, match=r"not finite in the last 2 steps; .* of step 4, is from"):
+        train.main(dataclasses.replace(cfg, max_bad_steps=0))
+    assert steps(cfg) == [2, 4]
+
+
 def test_a_checkpoint_waits_until_numbers_are_good_again(cfg, poison, capsys):
     poison({2, 3})
     train.main(cfg)

@@ -110,6 +110,7 @@ def test_init_from_refuses(cfg, trained, monkeypatch, options, message):
     options = dict(init_from=trained.output_dir) | options
     with pytest.raises(BadInput, match=message):
         train.main(dataclasses.replace(cfg, **options))
+    assert not Path(cfg.output_dir).exists()
 
 
 def test_weights_are_named_once(cfg, tmp_path):
