@@ -184,6 +184,42 @@ def test_many_calls_at_once_do_not_wait_for_each_other():
             r"powers is \(2,7\), expected \(2,8\)",
         ),
         (
+            "llmc_classifier_forward",
+            [((1, 2), "f4"), ((1, 2, 4), "f4"), ((6, 4), "f4"), ((2, 8), "f4")],
+            [
+                np.ones((1, 2, 4), "f4"),
+                np.ones((8, 4), "f4"),
+                np.array([[1, 5]], "i4"),
+                np.ones((1, 2), "f4"),
+            ],
+            dict(V=6),
+            r"dwte is \(6,4\), expected \(8,4\)",
+        ),
+        (
+            "llmc_attention_backward",
+            [((1, 2, 11), "f4")],
+            [
+                np.ones((1, 2, 4), "f4"),
+                np.ones((1, 1, 2), "f4"),
+                np.ones((1, 2, 4), "f4"),
+                np.ones((1, 2, 12), "f4"),
+            ],
+            dict(NH=1),
+            r"dqkv is \(1,2,11\), expected \(1,2,12\)",
+        ),
+        (
+            "llmc_matmul_backward",
+            [((1, 4, 6), jnp.bfloat16), ((8, 6), "f4"), ((8,), "f4")],
+            [
+                np.ones((1, 4, 8), "f4"),
+                np.ones((1, 4, 6), "f4"),
+                np.ones((8, 6), "f4"),
+                np.ones(8, "f4"),
+            ],
+            {},
+            "dinp is bfloat16, expected float32",
+        ),
+        (
             "llmc_matmul_backward",
             [((1, 4, 6), "f4"), ((8, 6), jnp.bfloat16), ((8,), "f4")],
             [

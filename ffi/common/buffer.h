@@ -77,6 +77,13 @@ class Checker {
            TypeString(other.element_type()));
   }
 
+  // That a buffer has this shape and the type of `other`.
+  void Like(const char* name, const Any& buffer, const Any& other,
+            std::initializer_list<int64_t> expected) {
+    Shape(name, buffer, expected);
+    SameType(name, buffer, other);
+  }
+
   void Require(bool condition, const std::string& otherwise) {
     if (!condition) Fail(otherwise);
   }

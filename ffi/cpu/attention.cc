@@ -35,11 +35,10 @@ ffi::Error AttentionBackward(ffi::ThreadPool pool, Any out, F32 lse, Any dout, A
                              AnyOut dqkv, int64_t NH) {
   Checker check("llmc_attention_backward");
   Sizes s(check, qkv, NH);
-  check.Shape("out", out, {s.B, s.T, s.C});
-  check.Shape("dout", dout, {s.B, s.T, s.C});
+  check.Like("out", out, qkv, {s.B, s.T, s.C});
+  check.Like("dout", dout, qkv, {s.B, s.T, s.C});
   check.Shape("lse", lse, {s.B, s.NH, s.T});
-  check.SameType("out", out, qkv);
-  check.SameType("dout", dout, qkv);
+  check.Like("dqkv", *dqkv, qkv, {s.B, s.T, 3 * s.C});
   return RunOn(check, pool, qkv, [&](Threads& threads, auto t) {
     using T = decltype(t);
     On<T>().attention_backward(threads, s.B, s.T, s.NH, s.HS, In<T>(out), lse.typed_data(),

@@ -48,11 +48,10 @@ ffi::Error ClassifierForward(ffi::ThreadPool pool, Any lnf, Any wte, S32 targets
   Sizes s(check, lnf, wte, targets, V);
   check.Shape("dlosses", dlosses, {s.B, s.T});
   check.Shape("losses", *losses, {s.B, s.T});
-  check.SameType("dlnf", *dlnf, lnf);
-  check.SameType("powers", *powers, lnf);
-  int64_t at_once = check.Size("powers", *powers, 2, 0);
-  check.Shape("powers", *powers, {at_once, s.Vp});
-  check.Require(at_once > 0, "powers has no rows");
+  check.Like("dlnf", *dlnf, lnf, {s.B, s.T, s.C});
+  check.Shape("dwte", *dwte, {s.Vp, s.C});
+  const int64_t at_once = check.Size("powers", *powers, 2, 0);
+  check.Like("powers", *powers, lnf, {at_once, s.Vp});
   return RunOn(check, pool, lnf.element_type(), wte, [&](Threads& threads, auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);

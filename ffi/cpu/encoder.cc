@@ -39,6 +39,7 @@ ffi::Error EncoderBackward(ffi::ThreadPool pool, Any dout, S32 inp, F32 dwte_so_
   check.Shape("inp", inp, {B, T_});
   check.Shape("dwte", dwte_so_far, {Vp, C});
   check.Shape("wpe", wpe, {max_T, C});
+  check.Shape("dwpe", *dwpe, {max_T, C});
   check.Require(T_ <= max_T, "T is " + std::to_string(T_) + " and wpe has " +
                                  std::to_string(max_T) + " positions");
   check.Require(dwte->typed_data() == dwte_so_far.typed_data(), "dwte is not added to in place");

@@ -19,7 +19,9 @@ ffi::Error LayerNormForward(ffi::ThreadPool pool, Any inp, F32 weight, F32 bias,
   Sizes s(check, inp);
   check.Shape("weight", weight, {s.C});
   check.Shape("bias", bias, {s.C});
-  check.SameType("out", *out, inp);
+  check.Like("out", *out, inp, {s.B, s.T, s.C});
+  check.Shape("mean", *mean, {s.B, s.T});
+  check.Shape("rstd", *rstd, {s.B, s.T});
   return RunOn(check, pool, inp, [&](Threads& threads, auto t) {
     using T = decltype(t);
     On<T>().layernorm_forward(threads, s.B * s.T, s.C, In<T>(inp), nullptr, weight.typed_data(),
@@ -35,9 +37,11 @@ ffi::Error LayerNormBackward(ffi::ThreadPool pool, F32 mean, F32 rstd, Any dout,
   Sizes s(check, inp);
   check.Shape("mean", mean, {s.B, s.T});
   check.Shape("rstd", rstd, {s.B, s.T});
-  check.Shape("dout", dout, {s.B, s.T, s.C});
   check.Shape("weight", weight, {s.C});
-  check.SameType("dout", dout, inp);
+  check.Like("dout", dout, inp, {s.B, s.T, s.C});
+  check.Like("dinp", *dinp, inp, {s.B, s.T, s.C});
+  check.Shape("dweight", *dweight, {s.C});
+  check.Shape("dbias", *dbias, {s.C});
   return RunOn(check, pool, inp, [&](Threads& threads, auto t) {
     using T = decltype(t);
     On<T>().layernorm_backward(threads, s.B * s.T, s.C, mean.typed_data(), rstd.typed_data(),
@@ -51,11 +55,13 @@ ffi::Error ResidualLayerNormForward(ffi::ThreadPool pool, Any residual, Any bran
                                     float eps) {
   Checker check("llmc_residual_layernorm_forward");
   Sizes s(check, residual);
-  check.Shape("branch", branch, {s.B, s.T, s.C});
   check.Shape("weight", weight, {s.C});
   check.Shape("bias", bias, {s.C});
-  check.SameType("branch", branch, residual);
-  check.SameType("out", *out, residual);
+  check.Like("branch", branch, residual, {s.B, s.T, s.C});
+  check.Like("sum", *sum, residual, {s.B, s.T, s.C});
+  check.Like("out", *out, residual, {s.B, s.T, s.C});
+  check.Shape("mean", *mean, {s.B, s.T});
+  check.Shape("rstd", *rstd, {s.B, s.T});
   return RunOn(check, pool, residual, [&](Threads& threads, auto t) {
     using T = decltype(t);
     On<T>().layernorm_forward(threads, s.B * s.T, s.C, In<T>(residual), In<T>(branch),
@@ -71,11 +77,12 @@ ffi::Error ResidualLayerNormBackward(ffi::ThreadPool pool, F32 mean, F32 rstd, A
   Sizes s(check, sum);
   check.Shape("mean", mean, {s.B, s.T});
   check.Shape("rstd", rstd, {s.B, s.T});
-  check.Shape("dsum", dsum, {s.B, s.T, s.C});
-  check.Shape("dout", dout, {s.B, s.T, s.C});
   check.Shape("weight", weight, {s.C});
-  check.SameType("dsum", dsum, sum);
-  check.SameType("dout", dout, sum);
+  check.Like("dsum", dsum, sum, {s.B, s.T, s.C});
+  check.Like("dout", dout, sum, {s.B, s.T, s.C});
+  check.Like("dinp", *dinp, sum, {s.B, s.T, s.C});
+  check.Shape("dweight", *dweight, {s.C});
+  check.Shape("dbias", *dbias, {s.C});
   return RunOn(check, pool, sum, [&](Threads& threads, auto t) {
     using T = decltype(t);
     On<T>().layernorm_backward(threads, s.B * s.T, s.C, mean.typed_data(), rstd.typed_data(),

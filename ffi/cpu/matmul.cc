@@ -25,10 +25,11 @@ ffi::Error MatmulBackward(ffi::ThreadPool pool, Any dout, Any inp, Any weight, F
   Checker check("llmc_matmul_backward");
   int64_t B = check.Size("inp", inp, 3, 0), T_ = check.Size("inp", inp, 3, 1);
   int64_t C = check.Size("inp", inp, 3, 2), OC = check.Size("weight", weight, 2, 0);
-  check.Shape("dout", dout, {B, T_, OC});
   check.Shape("weight", weight, {OC, C});
-  check.SameType("dout", dout, inp);
-  check.SameType("dweight", *dweight, inp);
+  check.Like("dout", dout, inp, {B, T_, OC});
+  check.Like("dinp", *dinp, inp, {B, T_, C});
+  check.Like("dweight", *dweight, inp, {OC, C});
+  check.Shape("dbias", *dbias, {OC});
   return RunOn(check, pool, inp.element_type(), weight, [&](Threads& threads, auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
@@ -59,8 +60,9 @@ ffi::Error MlpForward(ffi::ThreadPool pool, Any inp, Any fcw, F32 fcb, Any fcpro
                       AnyOut out, AnyOut fch, AnyOut fch_gelu) {
   Checker check("llmc_mlp_forward");
   MlpSizes s(check, inp, fcw, fcb, fcprojw, fcprojb);
-  check.Shape("fch", *fch, {s.B, s.T, s.H});
-  check.Shape("fch_gelu", *fch_gelu, {s.B, s.T, s.H});
+  check.Like("out", *out, inp, {s.B, s.T, s.C});
+  check.Like("fch", *fch, inp, {s.B, s.T, s.H});
+  check.Like("fch_gelu", *fch_gelu, inp, {s.B, s.T, s.H});
   return RunOn(check, pool, inp.element_type(), fcw, [&](Threads& threads, auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
@@ -75,14 +77,15 @@ ffi::Error MlpBackward(ffi::ThreadPool pool, Any fch, Any dout, Any inp, Any fcw
                        AnyOut dfcprojw, F32Out dfcprojb, AnyOut fch_gelu, AnyOut dfch) {
   Checker check("llmc_mlp_backward");
   MlpSizes s(check, inp, fcw, fcb, fcprojw, fcprojb);
-  check.Shape("fch", fch, {s.B, s.T, s.H});
-  check.Shape("dout", dout, {s.B, s.T, s.C});
-  check.Shape("fch_gelu", *fch_gelu, {s.B, s.T, s.H});
-  check.Shape("dfch", *dfch, {s.B, s.T, s.H});
-  check.SameType("fch", fch, inp);
-  check.SameType("dout", dout, inp);
-  check.SameType("dfcw", *dfcw, inp);
-  check.SameType("dfcprojw", *dfcprojw, inp);
+  check.Like("fch", fch, inp, {s.B, s.T, s.H});
+  check.Like("dout", dout, inp, {s.B, s.T, s.C});
+  check.Like("dinp", *dinp, inp, {s.B, s.T, s.C});
+  check.Like("dfcw", *dfcw, inp, {s.H, s.C});
+  check.Shape("dfcb", *dfcb, {s.H});
+  check.Like("dfcprojw", *dfcprojw, inp, {s.C, s.H});
+  check.Shape("dfcprojb", *dfcprojb, {s.C});
+  check.Like("fch_gelu", *fch_gelu, inp, {s.B, s.T, s.H});
+  check.Like("dfch", *dfch, inp, {s.B, s.T, s.H});
   return RunOn(check, pool, inp.element_type(), fcw, [&](Threads& threads, auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
