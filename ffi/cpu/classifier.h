@@ -44,7 +44,7 @@ Vec Summand(Vec x) {
 #if defined(__AVX512DQ__)
   if constexpr (sizeof(T) < sizeof(float)) {
     // 2^t = 2^n 2^r, |r| <= 1/2, to 2e-7 + |t| 6e-8: 2^r by the best polynomial of degree 5 that is
-    // exact at 0, where the target is, so that no loss is below 0
+    // exact at 0, where the target is, so that a sure target's loss is 0
     const Vec t = x * 1.44269504f, r = (Vec)_mm512_reduce_ps((__m512)t, 0);
     Vec p = r * 1.32647273e-3f + 9.67151299e-3f;
     p = p * r + 5.55073358e-2f;
