@@ -9,11 +9,10 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from llmc_jax import ffi, program
 from llmc_jax.banner import print_banner, report_files
-from llmc_jax.batches import micro_batch_rows, train_batches
+from llmc_jax.batches import train_batches
 from llmc_jax.config import RunStopped, TrainConfig
 from llmc_jax.milestones import Milestones
 from llmc_jax.models import gpt2
@@ -225,9 +224,10 @@ def lower_update(setup: Setup, state: TrainState, gradients):
     step = partial(train_step, ops=setup.ops, model=setup.model, cfg=cfg)
     stage = shards.stage_in_force(cfg, mesh.size)
     mapped = parallel.map_train_step(step, mesh, stage=stage, mapper=cfg.mapper)
-    zeros = np.zeros((*micro_batch_rows(cfg, mesh).shape, cfg.sequence_length), np.int32)
-    batch = parallel.join((zeros, zeros), mesh, parallel.MICRO_BATCHES, mapper=cfg.mapper)
-    return mapped.lower(state, gradients, *batch)
+    rows, T = cfg.batch_size * mesh.size, cfg.sequence_length
+    shape = (cfg.total_batch_size // (rows * T), rows, T)
+    batch = parallel.micro_batches_like(shape, mesh, mapper=cfg.mapper)
+    return mapped.lower(state, gradients, batch, batch)
 
 
 def compile_update(lowered, setup: Setup, saved: Callable[[], str]):

@@ -476,7 +476,7 @@ void TestWeights(Driver& driver) {
   TestClassifier<T, W>(driver, /*N=*/1, /*C=*/7, /*V=*/5, /*Vp=*/8);
   TestClassifier<T, W>(driver, /*N=*/63, /*C=*/12, /*V=*/101, /*Vp=*/128, /*size=*/40);
   TestClassifier<T, W>(driver, /*N=*/1100, /*C=*/12, /*V=*/101, /*Vp=*/128);
-  TestClassifier<T, W>(driver, /*N=*/20, /*C=*/7, /*V=*/5000, /*Vp=*/5008);
+  TestClassifier<T, W>(driver, /*N=*/20, /*C=*/7, /*V=*/5000, /*Vp=*/5008);  // two pieces
   TestClassifier<T, W>(driver, /*N=*/3, /*C=*/48, /*V=*/50257, /*Vp=*/50304);
 }
 

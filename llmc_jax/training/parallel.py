@@ -198,6 +198,15 @@ def join(batch, mesh: Mesh, spec: P, *, mapper: str = "shard_map"):
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def micro_batches_like(shape: tuple[int, int, int], mesh: Mesh, *, mapper: str = "shard_map"):
+    """Shape, dtype and placement of what `join` makes of the tokens (A, B*D, T) of a step."""
+    A, rows, T = shape
+    spec = MICRO_BATCHES
+    if mapper == "pmap":
+        shape, spec = (mesh.size, A, rows // mesh.size, T), P(AXIS)
+    return jax.ShapeDtypeStruct(shape, np.int32, sharding=NamedSharding(mesh, spec))
+
+
 def state_like(like: TrainState, mesh: Mesh, stage: int) -> TrainState:
     """Shapes, dtypes and placement of a state that `place_state` has placed.
 
