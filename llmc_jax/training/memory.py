@@ -151,7 +151,7 @@ def what_would_fit(
 def device_memory() -> int:
     """Bytes that a step may take on the device that is here: what its allocator has, or of the
     host's memory what this process may take."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if limit := stats.get("bytes_limit"):
         return limit
     page = os.sysconf("SC_PAGE_SIZE")
