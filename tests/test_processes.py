@@ -12,10 +12,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
 
 from llmc_jax.data.tokens import write_shard
+from llmc_jax.training import processes
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.logger import read_metrics
 from llmc_jax.training.run_dir import RunDir
@@ -184,6 +186,18 @@ def test_a_process_dies_and_the_run_goes_on_with_fewer(data, alone, tmp_path):
     result = run([*flags, "--resume"])
     assert result.returncode == 0, result.stderr
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [ValueError, jax.errors.JaxRuntimeError])
+def test_a_lost_process_is_known_by_what_is_said(monkeypatch, kind):
+    """By whatever type of exception: it hangs on what waited for the result."""
+    said = []
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "end", lambda sentence, status: said.append((sentence, status)))
+    with processes.ending_together(1000, lambda: None):
+        raise kind("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+    ((sentence, status),) = said
+    assert sentence.startswith("the other processes cannot be reached after step 0") and status == 1
 
 
 def test_a_signal_to_one_stops_all_at_the_same_step(data, tmp_path):

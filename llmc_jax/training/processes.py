@@ -219,10 +219,14 @@ def ending_together(
     except (BadInput, RunStopped) as error:
         settle()
         end(str(error), status=2 if isinstance(error, BadInput) else 1)
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
+        # of JAX's own type, or, where Python asks for a result, of another
+        lost = any(word in str(error) for word in ("Gloo", "NCCL", "oordination"))
+        if not lost and not isinstance(error, jax.errors.JaxRuntimeError):
+            _end_with_traceback(watch.last)
         settle()
         reason = next(filter(None, str(error).splitlines()), "no reason given")
-        if not any(word in str(error) for word in ("Gloo", "NCCL", "oordination")):
+        if not lost:
             end(f"this process cannot go on after step {watch.last}: {reason}", status=1)
         end(
             f"the other processes cannot be reached after step {watch.last} ({reason[:200]}): one "
@@ -231,10 +235,14 @@ def ending_together(
             status=1,
         )
     except BaseException:
-        traceback.print_exc()
-        end(f"this process ended after step {watch.last}", status=1)
+        _end_with_traceback(watch.last)
     finally:
         watch.close()
+
+
+def _end_with_traceback(step: int) -> None:
+    traceback.print_exc()
+    end(f"this process ended after step {step}", status=1)
 
 
 class _Watch:
