@@ -5,7 +5,7 @@ from functools import partial
 import jax
 
 from llmc_jax import ffi, ops
-from llmc_jax.config import BadInput, TrainConfig
+from llmc_jax.config import BadInput, ModelConfig, TrainConfig
 from llmc_jax.contestant import Task, serve
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
@@ -15,7 +15,7 @@ from llmc_jax.training.step import gradient_memory, init_state, train_step
 def prepare(task: Task):
     """A function that makes one step and returns its loss."""
     ffi.select_isa(task.cpu_isa)
-    chosen, mesh = select_ops(task.ops), parallel.make_mesh()
+    chosen, mesh = select_ops(task.ops, task.model), parallel.make_mesh()
     if task.B % mesh.size:
         raise BadInput(
             f"--B={task.B} sequences cannot be split over {mesh.size} devices; use a multiple."
@@ -39,10 +39,10 @@ def prepare(task: Task):
     return step
 
 
-def select_ops(spec: str) -> ops.Ops:
-    """The ops of --programs=spec. Raises BadInput where it names none."""
+def select_ops(spec: str, model: ModelConfig) -> ops.Ops:
+    """The ops of --programs=spec for a model. Raises BadInput where it names none."""
     try:
-        return ops.select(spec, jax.default_backend())[0]
+        return ops.select(spec, jax.default_backend(), model.C // model.NH)[0]
     except BadInput as error:
         raise BadInput(
             f"--programs={spec} is neither pytorch nor autodiff, and as --ops it does not work: "
