@@ -204,13 +204,9 @@ def refuse_bad_numbers(
         checkpoints.wait()
     steps = checkpoints.steps() if checkpoints else []
     saved = f"the newest checkpoint, of step {steps[-1]}, is" if steps else "there is no checkpoint"
-    where = (
-        "the last step"
-        if last and bad == 1
-        else f"the last {bad} steps"
-        if last
-        else (f"{bad} steps in a row (--max_bad_steps={cfg.max_bad_steps})")
-    )
+    where = f"{bad} steps in a row (--max_bad_steps={cfg.max_bad_steps})"
+    if last:
+        where = f"the last {bad} steps" if bad > 1 else "the last step"
     raise RunStopped(
         f"the loss or the gradient norm was not finite in {where}; "
         f"{saved}{' from before them' if steps else ''}: "
