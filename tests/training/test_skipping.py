@@ -74,8 +74,8 @@ def test_outliers_are_skipped_above_the_limit(flag):
 
 
 @pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("implementation", ops.TABLE["adamw"])
-def test_no_update_without_a_finite_scale(implementation, scale):
+@pytest.mark.parametrize("spec", ["jnp", "ffi", "emulated"])
+def test_no_update_without_a_finite_scale(spec, scale):
     """Bit for bit, whatever the gradients are, for every implementation of AdamW."""
     rng = np.random.default_rng(3)
     shapes = [(1,), (65,), (48, 17)]
@@ -83,10 +83,11 @@ def test_no_update_without_a_finite_scale(implementation, scale):
     trees[1][1][7] = np.nan
     hyper = Hyper(np.float32(0.1), np.float32(scale), np.int32(2), 0.9, 0.95, 1e-8)
 
+    adamw = ops.select(spec, "cpu")[0].adamw
+
     @jax.jit
     def run(trees, scale):
-        update = ops.TABLE["adamw"][implementation]
-        return update(*trees, hyper._replace(scale=scale), weight_decay=[0.1, 0.0, 0.1])
+        return adamw(*trees, hyper._replace(scale=scale), weight_decay=[0.1, 0.0, 0.1])
 
     assert same(run(trees, hyper.scale), (trees[0], trees[2], trees[3]))
 
