@@ -131,18 +131,38 @@ class Acts(NamedTuple):
     classifier: classifier.Saved | None  # None where no gradient is wanted
 
 
-def block_forward(ops: Ops, p: Block, residual1, *, NH):
-    """One layer; residual1 and the result are (B,T,C). Returns (residual3, BlockActs)."""
-    ln1, ln1_stats = ops.layernorm.forward(residual1, p.ln1w, p.ln1b, eps=EPS)
+class Stream(NamedTuple):
+    """The residual stream, residual + branch: the layernorm that comes next adds them, because it
+    reads both anyway."""
+
+    residual: Array  # (B, T, C)
+    branch: Array | None  # (B, T, C); None in front of the first layer: nothing to add
+
+    @property
+    def newest(self) -> Array:
+        """What was computed last."""
+        return self.residual if self.branch is None else self.branch
+
+
+def layernorm_of(ops: Ops, stream: Stream, weight, bias):
+    """(the sum of `stream`, its layernorm, both (B,T,C), and what backward needs)."""
+    residual, branch = stream
+    if branch is None:
+        return residual, *ops.layernorm.forward(residual, weight, bias, eps=EPS)
+    added, saved = ops.residual_layernorm.forward(residual, branch, weight, bias, eps=EPS)
+    return *added, saved
+
+
+def block_forward(ops: Ops, p: Block, stream: Stream, *, NH):
+    """One layer. Returns (the Stream behind it, BlockActs)."""
+    residual1, ln1, ln1_stats = layernorm_of(ops, stream, p.ln1w, p.ln1b)
     qkv, _ = ops.matmul.forward(ln1, p.qkvw, p.qkvb)
     atty, att = ops.attention.forward(qkv, NH=NH)
     attproj, _ = ops.matmul.forward(atty, p.attprojw, p.attprojb)
-    (residual2, ln2), ln2_stats = ops.residual_layernorm.forward(
-        residual1, attproj, p.ln2w, p.ln2b, eps=EPS
-    )
+    residual2, ln2, ln2_stats = layernorm_of(ops, Stream(residual1, attproj), p.ln2w, p.ln2b)
     fcproj, fch = ops.mlp.forward(ln2, p.fcw, p.fcb, p.fcprojw, p.fcprojb)
-    residual3 = residual2 + fcproj
-    return residual3, BlockActs(residual1, ln1, ln1_stats, qkv, att, residual2, ln2, ln2_stats, fch)
+    acts = BlockActs(residual1, ln1, ln1_stats, qkv, att, residual2, ln2, ln2_stats, fch)
+    return Stream(residual2, fcproj), acts
 
 
 def block_backward(ops: Ops, p: Block, a: BlockActs, dresidual, *, NH):
@@ -213,18 +233,19 @@ def trunk(
     dtype=None,
     fetch: Callable = at_hand,
 ):
-    """From tokens to the last layer's output; inputs (B,T) int32, dtype and fetch as in `forward`.
+    """From tokens to behind the last layer; inputs (B,T) int32, dtype and fetch as in `forward`.
 
-    Returns (residual3 (B,T,C), a BlockActs a layer); unused ones cost nothing once compiled.
+    Returns (the Stream there, a BlockActs a layer); unused ones cost nothing once compiled.
     """
-    residual, _ = ops.encoder.forward(inputs, params.wte, params.wpe, dtype=dtype)
+    encoded, _ = ops.encoder.forward(inputs, params.wte, params.wpe, dtype=dtype)
+    stream = Stream(encoded, None)
     acts = []
     for layer, p in enumerate(params.block):
         with jax.named_scope(f"block{layer}"):
-            p = fetch(p, residual)
-            residual, a = block_forward(ops, p, residual, NH=cfg.NH)
+            p = fetch(p, stream.newest)
+            stream, a = block_forward(ops, p, stream, NH=cfg.NH)
         acts.append(drop(a, recompute))
-    return residual, tuple(acts)
+    return stream, tuple(acts)
 
 
 def forward(
@@ -249,8 +270,8 @@ def forward(
     Returns (losses (B,T) float32, Acts). Reference: llm.c gpt2_forward.
     """
     options = dict(recompute=recompute, dtype=dtype, fetch=fetch)
-    residual3, block_acts = trunk(ops, params, inputs, cfg=cfg, **options)
-    lnf, lnf_stats = ops.layernorm.forward(residual3, params.lnfw, params.lnfb, eps=EPS)
+    stream, block_acts = trunk(ops, params, inputs, cfg=cfg, **options)
+    residual3, lnf, lnf_stats = layernorm_of(ops, stream, params.lnfw, params.lnfb)
     losses, saved = ops.classifier.forward(lnf, params.wte, targets, dlosses, V=cfg.V)
     return losses, Acts(block_acts, residual3, lnf, lnf_stats, saved)
 
@@ -290,19 +311,20 @@ def backward(
 
 def logits(ops: Ops, params: Params, inputs, *, cfg: ModelConfig):
     """Logits of every position; inputs (B,T) int32, result (B,T,V) float32."""
-    residual3, _ = trunk(ops, params, inputs, cfg=cfg)
-    return head(ops, params, residual3, cfg).reshape(*inputs.shape, cfg.V)
+    stream, _ = trunk(ops, params, inputs, cfg=cfg)
+    return head(ops, params, stream, cfg).reshape(*inputs.shape, cfg.V)
 
 
 def logits_at(ops: Ops, params: Params, inputs, position, *, cfg: ModelConfig):
     """Logits after inputs[:, position]; inputs (B,T) int32, result (B,V) float32."""
-    residual3, _ = trunk(ops, params, inputs, cfg=cfg)
-    return head(ops, params, lax.dynamic_slice_in_dim(residual3, position, 1, axis=1), cfg)
+    stream, _ = trunk(ops, params, inputs, cfg=cfg)
+    there = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, position, 1, axis=1), stream)
+    return head(ops, params, there, cfg)
 
 
-def head(ops: Ops, params: Params, residual3, cfg: ModelConfig):
-    """Logits (B*T,V) float32 of residual3 (B,T,C)."""
-    lnf, _ = ops.layernorm.forward(residual3, params.lnfw, params.lnfb, eps=EPS)
+def head(ops: Ops, params: Params, stream: Stream, cfg: ModelConfig):
+    """Logits (B*T,V) float32 of the stream behind the last layer."""
+    _, lnf, _ = layernorm_of(ops, stream, params.lnfw, params.lnfb)
     return ops.logits(lnf, params.wte)[:, : cfg.V]
 
 

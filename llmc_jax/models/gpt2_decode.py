@@ -7,12 +7,13 @@ at.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from llmc_jax.config import ModelConfig
 from llmc_jax.models import gpt2
-from llmc_jax.models.gpt2 import Params
+from llmc_jax.models.gpt2 import Params, Stream
 from llmc_jax.ops import Ops
 from llmc_jax.ops.op import Op
 
@@ -30,8 +31,9 @@ def prefill(ops: Ops, params: Params, inputs, lengths, *, cfg: ModelConfig, S: i
     inputs (B,T) int32, T at most S; lengths (B,) int32, from 1 to T: what is behind them is
     padding. Returns (logits (B,V) float32 after the last token of each text, a Cache a layer).
     """
-    residual3, acts = gpt2.trunk(ops, params, inputs, cfg=cfg)
-    last = jnp.take_along_axis(residual3, (lengths - 1)[:, None, None], axis=1)
+    stream, acts = gpt2.trunk(ops, params, inputs, cfg=cfg)
+    ends = (lengths - 1)[:, None, None]
+    last = jax.tree.map(lambda x: jnp.take_along_axis(x, ends, axis=1), stream)
     return gpt2.head(ops, params, last, cfg), tuple(_cache(a.qkv, cfg.NH, S) for a in acts)
 
 
@@ -41,7 +43,8 @@ def step(ops: Ops, params: Params, cache: tuple[Cache, ...], tokens, position, *
     Returns (logits (B,V) float32 after it, the cache with it). The layers are gpt2's, with
     another attention.
     """
-    residual = params.wte[tokens[:, None]] + params.wpe[position[:, None]]
+    encoded = params.wte[tokens[:, None]] + params.wpe[position[:, None]]
+    stream = Stream(encoded, None)
     written = []
     for p, of_layer in zip(params.block, cache, strict=True):
 
@@ -50,9 +53,9 @@ def step(ops: Ops, params: Params, cache: tuple[Cache, ...], tokens, position, *
             return out, Cache(*of_layer)
 
         with_cache = ops._replace(attention=Op(attention, backward=None))
-        residual, acts = gpt2.block_forward(with_cache, p, residual, NH=cfg.NH)
+        stream, acts = gpt2.block_forward(with_cache, p, stream, NH=cfg.NH)
         written.append(acts.att)
-    return gpt2.head(ops, params, residual, cfg), tuple(written)
+    return gpt2.head(ops, params, stream, cfg), tuple(written)
 
 
 def _cache(qkv, NH: int, S: int) -> Cache:

@@ -124,9 +124,9 @@ def uses(model: ModelConfig, B: int, T: int) -> dict[str, Use]:
     L, C = model.L, model.C
     return {
         "encoder": Use("encoder", encoder(B, T, C, model.Vp, model.maxT), 1, 1),
-        # the backward of residual_layernorm serves every layernorm but the last
-        "layernorm": Use("layernorm", layernorm(B, T, C), L + 1, 1),
-        "residual_layernorm": Use("residual_layernorm", residual_layernorm(B, T, C), L, 2 * L),
+        # forward, the first has nothing to add; backward, to the last nothing is added
+        "layernorm": Use("layernorm", layernorm(B, T, C), 1, 1),
+        "residual_layernorm": Use("residual_layernorm", residual_layernorm(B, T, C), 2 * L, 2 * L),
         "matmul qkv": Use("matmul", matmul(B, T, C, 3 * C), L, L),
         "matmul attproj": Use("matmul", matmul(B, T, C, C), L, L),
         "attention": Use("attention", attention(B, T, model.NH, C // model.NH), L, L),
