@@ -25,6 +25,9 @@ _BUILD = {
     "emulated": f"{REBUILD} -C cmake.define.LLMC_EMULATED=ON",
 }
 
+# What handlers take and give, numbered: a library of another number is of another commit.
+INTERFACE = 1
+
 # The first compute capability that the CUDA kernels are built for.
 OLDEST_GPU = "8.0"
 
@@ -221,10 +224,11 @@ def register(path: Path, kind: Library) -> str:
             f"{path.name} was built for XLA FFI 0.{built} and the installed jaxlib speaks "
             f"0.{installed} (rebuild it: {REBUILD})"
         )
-    if missing := [name for name in kind.handlers if not hasattr(library, name)]:
-        return (
-            f"{path.name} is older than the program, it lacks {missing[0]} (rebuild it: {REBUILD})"
-        )
+    interface = library.llmc_interface() if hasattr(library, "llmc_interface") else 0
+    missing = [name for name in kind.handlers if not hasattr(library, name)]
+    if missing or interface != INTERFACE:
+        lacks = f", it lacks {missing[0]}" if missing else ""
+        return f"{path.name} was built from another commit{lacks} (rebuild it: {REBUILD})"
     for handler in kind.handlers:
         capsule = jax.ffi.pycapsule(getattr(library, handler))
         jax.ffi.register_ffi_target(handler, capsule, platform=kind.xla_platform)

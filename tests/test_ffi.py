@@ -1,6 +1,8 @@
 """The native path: what loads, what is refused, and that handlers neither crash nor hang."""
 
 import ctypes
+import hashlib
+import re
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +37,24 @@ def test_a_library_without_all_handlers_is_refused_before_any_is_registered(monk
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: pytest.fail("registered"))
     newer = ffi.LIBRARIES["cpu"]._replace(handlers=("llmc_adamw", "llmc_new_forward"))
     assert "lacks llmc_new_forward (rebuild it:" in ffi.register(library_path(), newer)
+
+
+def test_a_library_of_another_commit_is_refused_before_it_is_registered(monkeypatch):
+    monkeypatch.setattr(ffi, "INTERFACE", ffi.INTERFACE + 1)
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: pytest.fail("registered"))
+    reason = ffi.register(library_path(), ffi.LIBRARIES["cpu"])
+    assert reason == f"libllmc_cpu.so was built from another commit (rebuild it: {ffi.REBUILD})"
+
+
+def test_the_interface_has_a_new_number_when_a_handler_changes():
+    """Where this fails, raise ffi.INTERFACE and llmc_interface() in ffi/common/version.cc, and
+    write the number and what the assertion shows here."""
+    bindings = []
+    for path in sorted((Path(__file__).parents[1] / "ffi").glob("c*/*.cc")):
+        bindings += re.findall(r"_HANDLER(?:_SYMBOL)?\((\w+,.*?)\);", path.read_text(), re.DOTALL)
+    assert len(bindings) == len(ffi.CPU_HANDLERS) + len(ffi.CUDA_HANDLERS)
+    digest = hashlib.sha256("".join("".join(bindings).split()).encode()).hexdigest()[:16]
+    assert (ffi.INTERFACE, digest) == (1, "6a39edc583408a84")
 
 
 def test_a_file_that_is_no_library_is_refused(tmp_path):
