@@ -259,6 +259,8 @@ def _kernel(e: Equation, reads: frozenset[Buffer], peak_of_loop: Callable) -> In
     writes, rewrites = [], frozenset()
     for i, v in enumerate(e.results):
         operand = e.operands[over[i]] if i in over else None
+        if operand and operand.buffers & rewrites:  # zeros of one shape are one value
+            operand = None
         if operand and operand.size == v.size and operand.buffers:
             v.buffers, v.written = operand.buffers, True
             rewrites |= v.buffers
