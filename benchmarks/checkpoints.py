@@ -31,7 +31,8 @@ from llmc_jax.models import gpt2
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
-from llmc_jax.training.step import gradient_memory, init_state, train_step
+from llmc_jax.training.rooms import make_rooms
+from llmc_jax.training.step import init_state, train_step
 
 MODEL = model_config("d12")
 
@@ -118,13 +119,13 @@ def step_seconds(state, mesh, T: int) -> float:
     cfg = TrainConfig(sequence_length=T, dtype="bfloat16", max_steps=10, total_batch_size=4 * T)
     chosen, _ = ops.select("auto", jax.default_backend())
     step = parallel.map_train_step(partial(train_step, ops=chosen, model=MODEL, cfg=cfg), mesh)
-    memory = parallel.replicate(gradient_memory(MODEL, cfg, mesh.size), mesh)
+    rooms = make_rooms(chosen, MODEL, cfg, mesh)
     tokens = np.random.default_rng(0).integers(0, MODEL.V, (1, 4, T)).astype(np.int32)
     batch = parallel.split((tokens, tokens), mesh, parallel.MICRO_BATCHES)
     times = []
     for _ in range(4):
         began = time.perf_counter()
-        state, memory, metrics = step(state, memory, *batch)
+        state, rooms, metrics = step(state, rooms, *batch)
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])

@@ -124,7 +124,7 @@ def memory(stages: list[int]) -> int:
         )
         compiled = (
             parallel.map_train_step(step, mesh, stage=stage)
-            .lower(state, None, batch, batch)
+            .lower(state, [], batch, batch)
             .compile()
         )
         plan = compiled.memory_analysis()

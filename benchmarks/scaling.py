@@ -85,7 +85,7 @@ def compiled_cost(model: ModelConfig, stage: int) -> Cost:
     batch = jax.ShapeDtypeStruct((1, mesh.size, T), np.int32)
     batch = parallel.split_like(batch, mesh, parallel.MICRO_BATCHES)
     mapped = parallel.map_train_step(step, mesh, stage=stage)
-    compiled = mapped.lower(state, None, batch, batch).compile()
+    compiled = mapped.lower(state, [], batch, batch).compile()
     sent, messages = {"all-reduce": 0, "reduce-scatter": 0, "all-gather": 0}, 0
     for match in COLLECTIVE.finditer(compiled.as_text()):
         parts = mesh.size if match["name"] == "reduce-scatter" else 1  # its result is a part

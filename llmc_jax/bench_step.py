@@ -1,5 +1,6 @@
 """The training step of train.py as a contestant of bench.py."""
 
+import time
 from functools import partial
 
 import jax
@@ -9,7 +10,8 @@ from llmc_jax.config import BadInput, ModelConfig, TrainConfig
 from llmc_jax.contestant import Task, serve
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
-from llmc_jax.training.step import gradient_memory, init_state, train_step
+from llmc_jax.training.rooms import make_rooms
+from llmc_jax.training.step import init_state, train_step
 
 
 def prepare(task: Task):
@@ -20,23 +22,27 @@ def prepare(task: Task):
         raise BadInput(
             f"--B={task.B} sequences cannot be split over {mesh.size} devices; use a multiple."
         )
+    return prepare_step(task, chosen, mesh)[0]
+
+
+def prepare_step(task: Task, chosen: ops.Ops, mesh):
+    """(step, its compiled program, seconds that took); step() makes one and gives its loss."""
     cfg = train_config(task)
-    update = parallel.map_train_step(
-        partial(train_step, ops=chosen, model=task.model, cfg=cfg), mesh
-    )
-    micro_batches = tuple(x[None] for x in task.batch())
-    batch = parallel.split(micro_batches, mesh, parallel.MICRO_BATCHES)
+    batch = parallel.split(tuple(x[None] for x in task.batch()), mesh, parallel.MICRO_BATCHES)
     state = parallel.replicate(init_state(initialize(task.model, task.seed)), mesh)
-    memory = parallel.replicate(gradient_memory(task.model, cfg, mesh.size), mesh)
-    update = update.lower(state, memory, *batch).compile()
+    rooms = make_rooms(chosen, task.model, cfg, mesh)
+    update = partial(train_step, ops=chosen, model=task.model, cfg=cfg)
+    began = time.perf_counter()
+    compiled = parallel.map_train_step(update, mesh).lower(state, rooms, *batch).compile()
+    compile_s = time.perf_counter() - began
     ffi.trim_memory()
 
     def step() -> float:
-        nonlocal state, memory
-        state, memory, metrics = jax.block_until_ready(update(state, memory, *batch))
+        nonlocal state, rooms
+        state, rooms, metrics = jax.block_until_ready(compiled(state, rooms, *batch))
         return float(metrics.loss)
 
-    return step
+    return step, compiled, compile_s
 
 
 def select_ops(spec: str, model: ModelConfig) -> ops.Ops:

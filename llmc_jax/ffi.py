@@ -26,7 +26,7 @@ _BUILD = {
 }
 
 # What handlers take and give, numbered: a library of another number is of another commit.
-INTERFACE = 1
+INTERFACE = 2
 
 # The first compute capability that the CUDA kernels are built for.
 OLDEST_GPU = "8.0"
@@ -50,6 +50,7 @@ CPU_HANDLERS = (
     "llmc_logits",
     "llmc_adamw",
     "llmc_global_norm",
+    "llmc_uninitialized",
 )
 
 CUDA_HANDLERS = (

@@ -20,7 +20,8 @@ from llmc_jax.interop.source import open_model
 from llmc_jax.models import gpt2
 from llmc_jax.training import memory, parallel
 from llmc_jax.training.memory import Memory
-from llmc_jax.training.step import gradient_memory, init_state, train_step
+from llmc_jax.training.rooms import rooms_like
+from llmc_jax.training.step import init_state, train_step
 
 UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # What JAX's allocator takes of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
@@ -177,11 +178,11 @@ def check(chosen, model: ModelConfig, cfg: PlanConfig, platform: str, planned: M
     rows = cfg.total_batch_size // cfg.sequence_length
     shape = (rows // cfg.batch_size, cfg.batch_size, cfg.sequence_length)
     state = jax.eval_shape(init_state, gpt2.shapes(model))
-    own = jax.eval_shape(partial(gradient_memory, model, cfg, 1))
     batch = jax.ShapeDtypeStruct(shape, jnp.int32)
+    rooms = rooms_like(chosen, model, cfg, platform, devices=1)
     step = partial(train_step, ops=chosen, model=model, cfg=cfg)
     mapped = parallel.map_train_step(step, parallel.make_mesh())
-    by_xla = parallel.planned_bytes(mapped.lower(state, own, batch, batch).compile())
+    by_xla = parallel.planned_bytes(mapped.lower(state, rooms, batch, batch).compile())
     return (
         f"XLA plans {by_xla / 2**20:,.1f} MiB: the table is "
         f"{100 * (planned.total / by_xla - 1):+.1f} % of that"

@@ -19,13 +19,18 @@ from llmc_jax.models import gpt2
 from llmc_jax.run_setup import Setup, place_after, set_up
 from llmc_jax.training import memory, parallel, processes, shards
 from llmc_jax.training.checkpoint import Checkpointer
-from llmc_jax.training.initial_state import make_state, maker_of_zeros, state_like
+from llmc_jax.training.initial_state import (
+    make_state,
+    maker_of_memory,
+    state_like,
+)
 from llmc_jax.training.lock import locked
 from llmc_jax.training.logger import Logger
 from llmc_jax.training.profile import Profile
 from llmc_jax.training.progress import Progress
 from llmc_jax.training.report import Report
 from llmc_jax.training.resume import Start, find_start, with_schedule
+from llmc_jax.training.rooms import placed_rooms_like
 from llmc_jax.training.run_dir import RunDir, open_run_dir
 from llmc_jax.training.saver import Saver
 from llmc_jax.training.startup import Startup
@@ -92,7 +97,7 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
     began = time.perf_counter()
     cfg, mesh = setup.cfg, setup.mesh
     start, loop_done, _ = place.start
-    update, state, gradients = first_state(setup, place, startup)
+    update, state, rooms = first_state(setup, place, startup)
     of_first = place.run if processes.first() else None
     trackers = open_trackers(cfg, of_first, start, loop_done=loop_done)
     logger = Logger(of_first, start, trackers, loop_done=loop_done)
@@ -134,7 +139,7 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
             batch, waited = train_batch(batches)
             profile.start(step)
             with profile.step(step):
-                state, gradients, metrics = update(state, gradients, *batch)
+                state, rooms, metrics = update(state, rooms, *batch)
             report.dispatched(step, metrics, waited)
             if step == start:
                 report.catch_up()
@@ -158,7 +163,7 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
 
 
 def first_state(setup: Setup, place: Place, startup: Startup):
-    """The compiled step, and the state and the memory for gradients that it begins with.
+    """The compiled step, and the state and the rooms that it begins with.
 
     Python traces the step, then draws parameters; beside it memory is touched for the first time,
     and XLA compiles.
@@ -168,20 +173,18 @@ def first_state(setup: Setup, place: Place, startup: Startup):
     if place.checkpoints:
         like = jax.eval_shape(init_state, gpt2.shapes(model))
         place.checkpoints.reserve(like, touch=cfg.saves_checkpoints)
-    like = state_like(model, cfg, mesh)
+    like = state_like(model, cfg, mesh), placed_rooms_like(setup.ops, model, cfg, mesh)
     with ThreadPoolExecutor(1) as beside:
-        zeros = beside.submit(maker_of_zeros(*like, start))
+        fresh = beside.submit(maker_of_memory(*like, start, mesh))
         lowered = lower_update(setup, *like)
         saved = partial(what_is_saved, place.checkpoints)
         update = beside.submit(compile_update, lowered, setup, saved)
-        state, gradients = make_state(
-            model, setup.weights, cfg, place.checkpoints, start, mesh, zeros
-        )
+        state, rooms = make_state(model, setup.weights, cfg, place.checkpoints, start, mesh, fresh)
         startup.part("state")
         update = update.result()
     ffi.trim_memory()
     startup.part("rest of compilation")
-    return update, state, gradients
+    return update, state, rooms
 
 
 def what_is_saved(checkpoints: Checkpointer | None) -> str:
@@ -214,8 +217,8 @@ def refuse_bad_numbers(
     )
 
 
-def lower_update(setup: Setup, state: TrainState, gradients):
-    """The training step, mapped and lowered, for a state and memory of these shapes."""
+def lower_update(setup: Setup, state: TrainState, rooms):
+    """The training step, mapped and lowered, for a state and rooms of these shapes."""
     cfg, mesh = setup.cfg, setup.mesh
     step = partial(train_step, ops=setup.ops, model=setup.model, cfg=cfg)
     stage = shards.stage_in_force(cfg, mesh.size)
@@ -223,7 +226,7 @@ def lower_update(setup: Setup, state: TrainState, gradients):
     rows, T = cfg.batch_size * mesh.size, cfg.sequence_length
     shape = (cfg.total_batch_size // (rows * T), rows, T)
     batch = parallel.micro_batches_like(shape, mesh, mapper=cfg.mapper)
-    return mapped.lower(state, gradients, batch, batch)
+    return mapped.lower(state, rooms, batch, batch)
 
 
 def compile_update(lowered, setup: Setup, saved: Callable[[], str]):

@@ -22,7 +22,8 @@ from llmc_jax import config, ffi, ops
 from llmc_jax.data.order import CounterOrder
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel, shards
-from llmc_jax.training.step import gradient_memory, init_state, train_step
+from llmc_jax.training.rooms import make_rooms
+from llmc_jax.training.step import init_state, train_step
 from tests import tiny
 
 COLLECTIVES = "all-reduce|reduce-scatter|all-gather|all-to-all|collective-permute"
@@ -64,11 +65,11 @@ def curve(name: str, case: dict) -> dict:
     weights, compiled, runs = initialize(model, cfg.seed), None, []
     for _ in range(repeat):
         state = parallel.place_state(init_state(weights), mesh, stage)
-        memory = parallel.replicate(gradient_memory(model, cfg, mesh.size), mesh)
+        rooms = make_rooms(options["ops"], model, cfg, mesh)
         losses, began = [], time.perf_counter()
         for batch in batches(cfg, model, mesh, steps):
-            compiled = compiled or mapped.lower(state, memory, *batch).compile()
-            state, memory, metrics = compiled(state, memory, *batch)
+            compiled = compiled or mapped.lower(state, rooms, *batch).compile()
+            state, rooms, metrics = compiled(state, rooms, *batch)
             losses.append([float(metrics.loss), float(metrics.grad_norm)])
         runs.append(losses)
     assert runs[0] == runs[-1], "the same run gave other numbers"

@@ -36,7 +36,7 @@ def steps(spec: str, dtype: str, recompute: int):
     data = parallel.split(batch(), mesh, parallel.MICRO_BATCHES)
     metrics = []
     for _ in range(2):
-        state, _, m = step(state, None, *data)
+        state, _, m = step(state, [], *data)
         metrics.append((float(m.loss), float(m.grad_norm)))
     return jax.device_get(state.params), np.array(metrics)
 
@@ -66,7 +66,7 @@ def lowered() -> str:
     step = parallel.map_train_step(partial(train_step, ops=chosen, model=MODEL, cfg=cfg), mesh)
     state = jax.eval_shape(init_state, gpt2.shapes(MODEL))
     data = (jax.ShapeDtypeStruct((1, B, T), jnp.int32),) * 2
-    return step.trace(state, None, *data).lower(lowering_platforms=("cuda",)).as_text()
+    return step.trace(state, [], *data).lower(lowering_platforms=("cuda",)).as_text()
 
 
 def calls(lowered: str, target: str) -> list[str]:

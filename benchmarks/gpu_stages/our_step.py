@@ -11,7 +11,8 @@ from llmc_jax import ops
 from llmc_jax.bench_step import train_config
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
-from llmc_jax.training.step import gradient_memory, init_state, train_step
+from llmc_jax.training.rooms import make_rooms
+from llmc_jax.training.step import init_state, train_step
 
 
 class Step(NamedTuple):
@@ -30,10 +31,10 @@ def prepare(spec: str) -> Step:
     )
     batch = parallel.split(tuple(x[None] for x in todo.batch()), mesh, parallel.MICRO_BATCHES)
     state = parallel.replicate(init_state(initialize(todo.model, todo.seed)), mesh)
-    memory = parallel.replicate(gradient_memory(todo.model, cfg, mesh.size), mesh)
-    compiled = update.lower(state, memory, *batch).compile()
-    own = [state, memory]
-    del state, memory  # donated: the only references are to be the step's
+    rooms = make_rooms(chosen, todo.model, cfg, mesh)
+    compiled = update.lower(state, rooms, *batch).compile()
+    own = [state, rooms]
+    del state, rooms  # donated: the only references are to be the step's
 
     def step():
         own[0], own[1], metrics = compiled(*own, *batch)

@@ -4,21 +4,18 @@ import os
 import platform as python_platform
 import statistics
 import time
-from functools import partial
 from importlib import metadata
 
 import jax
 
 from llmc_jax import devices, ffi, machine, ops
-from llmc_jax.bench_step import train_config
+from llmc_jax.bench_step import prepare_step
 from llmc_jax.comparison import ceilings, energy
 from llmc_jax.comparison.breakdown import OTHER, joined, needed, traced
 from llmc_jax.config import BadInput
 from llmc_jax.contestant import Task, peak_bytes, reset_peak
 from llmc_jax.models import gpt2
-from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
-from llmc_jax.training.step import gradient_memory, init_state, train_step
 
 WARMUP = 2  # steps
 TRACED = 2  # steps
@@ -32,7 +29,7 @@ def measure(task: Task, *, steps: int) -> dict:
     chosen, names = ops.select(task.ops, platform, model.C // model.NH)
     if task.B % mesh.size:
         raise BadInput(f"--B={task.B} cannot be split over {mesh.size} devices; use a multiple.")
-    step, compiled, compile_s = prepare(task, chosen, mesh)
+    step, compiled, compile_s = prepare_step(task, chosen, mesh)
     timed = time_steps(step, steps, platform)
     roofs = roof(chosen, task.dtype, platform)
     by_pass = traced(step, TRACED, compiled.as_text())
@@ -93,25 +90,6 @@ def used(task: Task, seconds: float, count: int, roofs: dict[str, float]) -> dic
         mfu={formula: round(rate * f / peak, 4) for formula, f in flop.items()},
         peak=dict(flops=peak, name=name),
     )
-
-
-def prepare(task: Task, chosen: ops.Ops, mesh):
-    """(step, its compiled program, seconds that took); step() makes one and waits for it."""
-    cfg = train_config(task)
-    batch = parallel.split(tuple(x[None] for x in task.batch()), mesh, parallel.MICRO_BATCHES)
-    state = parallel.replicate(init_state(initialize(task.model, task.seed)), mesh)
-    memory = parallel.replicate(gradient_memory(task.model, cfg, mesh.size), mesh)
-    update = partial(train_step, ops=chosen, model=task.model, cfg=cfg)
-    began = time.perf_counter()
-    compiled = parallel.map_train_step(update, mesh).lower(state, memory, *batch).compile()
-    compile_s = time.perf_counter() - began
-    ffi.trim_memory()
-
-    def step() -> None:
-        nonlocal state, memory
-        state, memory, _ = jax.block_until_ready(compiled(state, memory, *batch))
-
-    return step, compiled, compile_s
 
 
 def roof(chosen: ops.Ops, dtype: str, platform: str) -> dict[str, float]:

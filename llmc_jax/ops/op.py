@@ -111,3 +111,8 @@ def after(x, y):
     """
     number = lax.index_in_dim(y.reshape(-1), 0, keepdims=False)
     return jnp.where(lax.is_finite(number) & (number != number), 0, x)
+
+
+def uninitialized(like, *, when) -> list[jax.Array]:
+    """Arrays of the shapes and dtypes of `like` that hold anything, made once `when` has been."""
+    return list(ffi.call("llmc_uninitialized", list(like))(when)) if like else []

@@ -14,7 +14,8 @@ from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel, processes, shards
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.resume import open_weights
-from llmc_jax.training.step import TrainState, gradient_memory, init_state
+from llmc_jax.training.rooms import maker_of_rooms
+from llmc_jax.training.step import TrainState, init_state
 
 
 def make_state(
@@ -24,24 +25,24 @@ def make_state(
     checkpoints: Checkpointer | None,
     start: int | None,
     mesh,
-    zeros: Future,
-) -> tuple[TrainState, Params | None]:
-    """The initial state, or that of checkpoint `start` if it is not None; and memory for gradients.
+    fresh: Future,
+) -> tuple[TrainState, list[jax.Array]]:
+    """The initial state, or that of checkpoint `start` if it is not None; and the step's rooms.
 
     weights: what --model read from a file, and afterwards nothing: they are as large as the
     parameters, and would be there for the whole run. Empty: they are --init_from's, or drawn.
-    zeros: what `maker_of_zeros` makes, which may be under way.
+    fresh: what `maker_of_memory` makes, which may be under way.
     """
     if start is not None:
         weights.clear()
-        return restored_state(model, cfg, checkpoints, start, mesh), zeros.result()[2]
+        return restored_state(model, cfg, checkpoints, start, mesh), fresh.result()[2]
     if cfg.init_from:
         weights.append(weights_of_another_run(cfg, model))
     place = partial(parallel.place_params, mesh=mesh, stage=shards.stage_in_force(cfg, mesh.size))
     params = placed(weights, place) if weights else initialize(model, cfg.seed, place)
-    m, v, gradients = zeros.result()
+    m, v, rooms = fresh.result()
     counters = parallel.replicate(init_state(())[3:], mesh)
-    return TrainState(params, m, v, *counters), gradients
+    return TrainState(params, m, v, *counters), rooms
 
 
 def placed(weights: list[Params], place: Callable) -> Params:
@@ -53,19 +54,20 @@ def placed(weights: list[Params], place: Callable) -> Params:
     return structure.unflatten(params)
 
 
-def maker_of_zeros(state: TrainState, gradients, start: int | None) -> Callable[[], list]:
-    """A compiled function of what begins as zeros in a state of the shapes of `state`, and the
-    memory for gradients: (m, v, gradients); of a run that goes on from `start`, the last only."""
+def maker_of_memory(state: TrainState, rooms, start: int | None, mesh) -> Callable[[], tuple]:
+    """A compiled function that gives (m, v, rooms): moments of the shapes of `state`, which are 0,
+    and the step's rooms; for a run that goes on from `start`, the rooms only."""
     moments = (state.m, state.v) if start is None else (None, None)
-    makers = [parallel.maker_of_zeros(like) for like in (*moments, gradients)]
-    return lambda: [make() for make in makers]
+    makers = [parallel.maker_of_zeros(like) for like in moments]
+    makers.append(maker_of_rooms(rooms, mesh))
+    return lambda: tuple(make() for make in makers)
 
 
 def restored_state(
     model: ModelConfig, cfg: TrainConfig, checkpoints: Checkpointer, start: int, mesh
 ) -> TrainState:
     """The state of the run's own checkpoint."""
-    like, _ = state_like(model, cfg, mesh)
+    like = state_like(model, cfg, mesh)
     stage = shards.stage_in_force(cfg, mesh.size)
     if stage or processes.several():
         like = parallel.on_host(jax.eval_shape(init_state, gpt2.shapes(model)))
@@ -96,9 +98,7 @@ def weights_of_another_run(cfg: TrainConfig, model: ModelConfig) -> Params:
     return checkpoints.restore_params(step, parallel.on_host(gpt2.shapes(model)))
 
 
-def state_like(model: ModelConfig, cfg: TrainConfig, mesh):
-    """The state and the memory for gradients as shapes: all that compiling has to know of them."""
-    shapes, stage = gpt2.shapes(model), shards.stage_in_force(cfg, mesh.size)
-    state = parallel.state_like(jax.eval_shape(init_state, shapes), mesh, stage)
-    gradients = jax.eval_shape(partial(gradient_memory, model, cfg, mesh.size))
-    return state, parallel.replicated_like(gradients, mesh)
+def state_like(model: ModelConfig, cfg: TrainConfig, mesh) -> TrainState:
+    """The state as shapes: all that compiling has to know of it."""
+    like = jax.eval_shape(init_state, gpt2.shapes(model))
+    return parallel.state_like(like, mesh, shards.stage_in_force(cfg, mesh.size))

@@ -20,7 +20,8 @@ from llmc_jax.config import ModelConfig, RunStopped, TrainConfig
 from llmc_jax.models import gpt2
 from llmc_jax.ops import Ops
 from llmc_jax.training import liveness, parallel, shards
-from llmc_jax.training.step import gradient_memory, init_state, train_step
+from llmc_jax.training.rooms import rooms_like
+from llmc_jax.training.step import init_state, train_step
 
 
 class Memory(NamedTuple):
@@ -28,7 +29,6 @@ class Memory(NamedTuple):
 
     parameters: int
     moments: int
-    gradients: int  # memory that is theirs alone at the peak: activations may lie in the rest
     rest: int  # token ids, counters
     activations: dict[str, int]  # tensor of gpt2.BlockActs or gpt2.Acts -> bytes in all layers
     total: int
@@ -37,7 +37,7 @@ class Memory(NamedTuple):
     @property
     def kept(self) -> int:
         """All that has a row of its own."""
-        own = self.parameters + self.moments + self.gradients + self.rest
+        own = self.parameters + self.moments + self.rest
         return own + sum(self.activations.values())
 
 
@@ -54,33 +54,30 @@ def step_memory(
     """
     stage, mesh = shards.stage_in_force(cfg, devices), parallel.planned_mesh(devices)
     like = jax.eval_shape(init_state, gpt2.shapes(model))
-    gradients = jax.eval_shape(partial(gradient_memory, model, cfg, devices))
     several = cfg.total_batch_size > cfg.batch_size * cfg.sequence_length * devices
     # two micro-batches are as many as any number, but for the tokens
     rows = cfg.batch_size * devices
     batch = jax.ShapeDtypeStruct((1 + several, rows, cfg.sequence_length), jnp.int32)
     step = partial(train_step, ops=ops, model=model, cfg=cfg)
     mapped = parallel.map_train_step(step, mesh, stage=stage)
-    arguments = (parallel.state_like(like, mesh, stage), gradients, batch, batch)
+    # Of micro-batches in a loop, XLA lays all that the rooms have room for in them; so they need
+    # not be there for the sum to be right, and what is in a loop is planned by itself.
+    rooms = [] if several else rooms_like(ops, model, cfg, platform, devices)
+    arguments = (parallel.state_like(like, mesh, stage), rooms, batch, batch)
     jaxpr = parallel.of_one_device(mapped.trace(*arguments))
     # of one device, where those of the mesh are in parts
     arguments = jax.tree.structure(arguments).unflatten(v.aval for v in jaxpr.invars)
-    state, gradients, *_ = arguments
-    donated = range(len(jax.tree.leaves((state, gradients))))
+    state, rooms, *batches = arguments
+    donated = range(len(jax.tree.leaves((state, rooms))))
     plan = liveness.plan(jaxpr, donated, cpu=platform == "cpu")
-    parts = dict(
-        parameters=size(state.params), moments=size((state.m, state.v)), gradients=size(gradients)
-    )
-    everything = size(arguments)
-    memory = Memory(
-        **parts,
-        rest=everything - sum(parts.values()),
+    return Memory(
+        parameters=size(state.params),
+        moments=size((state.m, state.v)),
+        rest=size((state[3:], batches)),
         activations=activations(ops, model, cfg),
-        total=everything + plan.peak,
+        total=size(arguments) + plan.peak,
         peak_in=plan.where or "the optimizer",
     )
-    shared = max(0, memory.kept - memory.total)
-    return memory._replace(gradients=memory.gradients - shared)
 
 
 def size(tree) -> int:
@@ -105,13 +102,12 @@ def activations(ops: Ops, model: ModelConfig, cfg: TrainConfig) -> dict[str, int
 
 def table(memory: Memory, cfg: TrainConfig) -> str:
     """The memory as a Markdown table."""
-    shared = "" if memory.gradients else " (in the place of activations)"
     rows = [
         ("parameters, float32", memory.parameters),
         ("AdamW's two moments", memory.moments),
-        (f"gradients{shared}", memory.gradients),
         *((f"activations: {name}", bytes) for name, bytes in memory.activations.items()),
-        (f"what else is needed at the peak ({memory.peak_in})", memory.total - memory.kept),
+        (f"gradients and what else is needed at the peak ({memory.peak_in})",
+         memory.total - memory.kept),
         (f"the step, B={cfg.batch_size} T={cfg.sequence_length} {cfg.dtype} "
          f"recompute {cfg.recompute}", memory.total),
     ]  # fmt: skip

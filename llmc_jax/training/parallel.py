@@ -62,8 +62,8 @@ def planned_mesh(devices: int) -> AbstractMesh:
 def map_train_step(
     step: Callable, mesh: Mesh, *, stage: int = 0, mapper: str = "shard_map"
 ) -> Callable:
-    """step(state, memory, inputs, targets) -> (state, memory, metrics) over the mesh; state and
-    memory are donated, and the gradients are written over the memory because they are a result.
+    """step(state, rooms, inputs, targets) -> (state, rooms, metrics) over the mesh; state and rooms
+    are donated.
 
     stage: of ZeRO, by which the state lies in parts; with mapper "pmap" it is 0.
     """
@@ -92,6 +92,11 @@ def _map(step: Callable, mesh: Mesh, in_specs, out_specs) -> Callable:
     checked = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform not in UNCHECKED
     specs = dict(in_specs=in_specs, out_specs=out_specs)
     return jax.shard_map(step, mesh=mesh, check_vma=checked, **specs)
+
+
+def map_maker(make: Callable, mesh: Mesh) -> Callable:
+    """make() -> arrays over the mesh, made on every device."""
+    return jax.jit(_map(make, mesh, (), REPLICATED))
 
 
 def map_greatest(mesh: Mesh) -> Callable:

@@ -15,6 +15,7 @@ from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.ops import Ops
 from llmc_jax.ops.adamw import Hyper
+from llmc_jax.ops.op import uninitialized
 from llmc_jax.training import outliers, shards
 from llmc_jax.training.outliers import Window
 from llmc_jax.training.schedules import learning_rate
@@ -50,42 +51,23 @@ def init_state(params: Params) -> TrainState:
     return TrainState(params, m, v, jnp.int32(0), *windows)
 
 
-def gradient_memory(model: ModelConfig, cfg: TrainConfig, devices: int) -> Params | None:
-    """Memory for the gradients that lasts from step to step, or None where it does not pay.
-
-    Memory that a step takes and gives back is cleared by the operating system each time it is
-    touched again, a fifth of a small step's time on a CPU. But gradients without memory of their
-    own share that of the activations: so they get some where the activations are the smaller.
-    Gradients in parts get none.
-    """
-    if cfg.zero_stage:
-        return None
-    tokens = cfg.batch_size * cfg.sequence_length
-    activations = 12 * model.L * model.C * tokens * jnp.dtype(cfg.dtype).itemsize
-    if activations > 4 * model.num_parameters:
-        return None
-    accumulated = cfg.total_batch_size > tokens * devices
-    like = gpt2.gradient_shapes(model, jnp.float32 if accumulated else cfg.dtype)
-    return jax.tree.map(lambda g: jnp.zeros(g.shape, g.dtype), like)
-
-
 def train_step(
     state: TrainState,
-    memory: Params | None,
+    rooms: list[Array],
     inputs,
     targets,
     *,
     ops: Ops,
     model: ModelConfig,
     cfg: TrainConfig,
-) -> tuple[TrainState, Params | None, Metrics]:
+) -> tuple[TrainState, list[Array], Metrics]:
     """AdamW on the mean gradient of A micro-batches on each device.
 
-    memory: of `gradient_memory`, whose values mean nothing; given back as the second result, it
-    holds the gradients. inputs, targets (A,B,T) int32. Gradients are accumulated in float32 and
-    averaged over devices (--grad_reduce_dtype), then clipped by their global norm. Where the loss
-    or the norm is not finite, or an outlier by --skip_loss_zscore or --skip_grad_zscore, the step
-    counts but changes neither parameters nor moments.
+    rooms: of rooms.py, whose values mean nothing; given back as the second result. inputs, targets
+    (A,B,T) int32. Gradients are accumulated in float32 and averaged over devices
+    (--grad_reduce_dtype), then clipped by their global norm. Where the loss or the norm is not
+    finite, or an outlier by --skip_loss_zscore or --skip_grad_zscore, the step counts but changes
+    neither parameters nor moments.
     """
     stage = shards.stage_in_force(cfg, lax.axis_size(AXIS))
     loss, grads = _gradients(ops, state.params, inputs, targets, model, cfg, stage)
@@ -112,7 +94,7 @@ def train_step(
     updated = _update(ops, state, grads, hyper, model, cfg, stage)
     state = TrainState(*updated, state.step + 1, losses, grad_norms)
     metrics = Metrics(loss, norm, hyper.lr, loss_zscore, grad_zscore, skip)
-    return state, None if memory is None else grads, metrics
+    return state, uninitialized(rooms, when=state.params.lnfb), metrics
 
 
 def eval_step(params: Params, inputs, targets, *, ops: Ops, model: ModelConfig, cfg: TrainConfig):

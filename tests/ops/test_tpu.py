@@ -79,7 +79,7 @@ def test_the_whole_step_lowers_for_tpus(monkeypatch, dtype):
     state = jax.eval_shape(init_state, gpt2.shapes(model))
     batch = jax.ShapeDtypeStruct((1, 2, 256), jnp.int32)
     step = partial(train_step, ops=chosen, model=model, cfg=cfg)
-    traced = parallel.map_train_step(step, parallel.make_mesh()).trace(state, None, batch, batch)
+    traced = parallel.map_train_step(step, parallel.make_mesh()).trace(state, [], batch, batch)
     program = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert set(re.findall(r"custom_call @(\w+)", program)) == {"tpu_custom_call"}
     assert set(re.findall(r'kernel_name = "([^"]*)"', program)) == KERNELS

@@ -21,16 +21,16 @@ def poison(monkeypatch):
             compiled = real(step, *args)
             count = itertools.count()
 
-            def update(state, memory, inputs, targets):
+            def update(state, rooms, inputs, targets):
                 if next(count) in bad_steps:
                     kept = jax.tree.map(np.array, state)
                     broken = jax.tree.map(lambda x: x * np.float32(np.nan), state.params)
-                    state, memory, metrics = compiled(
-                        state._replace(params=broken), memory, inputs, targets
+                    state, rooms, metrics = compiled(
+                        state._replace(params=broken), rooms, inputs, targets
                     )
                     state = jax.device_put(kept._replace(step=kept.step + 1), state.step.sharding)
-                    return state, memory, metrics
-                return compiled(state, memory, inputs, targets)
+                    return state, rooms, metrics
+                return compiled(state, rooms, inputs, targets)
 
             return update
 

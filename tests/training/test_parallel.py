@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmc_jax import batches, config, train
+from llmc_jax import batches, config, ops, train
 from llmc_jax.config import BadInput
 from llmc_jax.models import gpt2
 from llmc_jax.training import parallel, processes, shards
+from llmc_jax.training.rooms import rooms_like
 from tests import tiny
 
 BATCH = dict(total_batch_size=256, batch_size=2, steps=5)
@@ -81,8 +82,10 @@ def test_each_stage_takes_its_eighth(curves):
     sizes = [math.prod(x.shape) for x in jax.tree.leaves(gpt2.shapes(tiny.MODEL))]
     all_of_it, part = sum(sizes), sum(shards.part_size(n, 8) for n in sizes)
     rest = 2 * (4 * 128 + 4) + 4
+    cfg = tiny.config(total_batch_size=256, batch_size=2)
+    rooms = rooms_like(ops.select("ffi", "cpu")[0], tiny.MODEL, cfg, "cpu", 8)
     for name, numbers in [
-        ("whole", 4 * all_of_it),  # with memory for the gradients
+        ("whole", 3 * all_of_it + sum(room.size for room in rooms)),
         ("zero 1", all_of_it + 2 * part),
         ("zero 2", all_of_it + 2 * part),
         ("zero 3", 3 * part),

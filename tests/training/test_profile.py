@@ -28,8 +28,8 @@ def cfg(tmp_path, monkeypatch):
 
 
 def lowered(spec: str):
-    step, state, memory, _ = make_step(spec)
-    return step.lower(state, memory, *batch(1, 2))
+    step, state, rooms, _ = make_step(spec)
+    return step.lower(state, rooms, *batch(1, 2))
 
 
 def test_every_op_and_layer_is_named():

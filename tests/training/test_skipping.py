@@ -33,7 +33,7 @@ def run_step(spec="ffi", window=None, poison=False, **options):
     before = jax.device_get(state)
     data = parallel.split(batch(1, 4), mesh, parallel.MICRO_BATCHES)
     state, _, metrics = parallel.map_train_step(step, mesh)(
-        parallel.replicate(state, mesh), None, *data
+        parallel.replicate(state, mesh), [], *data
     )
     return before, jax.device_get(state), jax.device_get(metrics)
 

@@ -15,7 +15,8 @@ from llmc_jax import ops
 from llmc_jax.models import gpt2
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
-from llmc_jax.training.step import gradient_memory, init_state, train_step
+from llmc_jax.training.rooms import make_rooms
+from llmc_jax.training.step import init_state, train_step
 from tests import tiny
 
 T = 16
@@ -27,23 +28,23 @@ def batch(A: int, B: int):
 
 
 def make_step(spec="jnp", **options):
-    """The mapped step, a fresh state on all devices and memory for gradients."""
+    """The mapped step, a fresh state on all devices and the rooms."""
     mesh = parallel.make_mesh()
     cfg = tiny.config(max_steps=10, **options)
     chosen, _ = ops.select(spec, "cpu")
     step = partial(train_step, ops=chosen, model=tiny.MODEL, cfg=cfg)
     state = parallel.replicate(init_state(initialize(tiny.MODEL, 42)), mesh)
-    memory = parallel.replicate(gradient_memory(tiny.MODEL, cfg, mesh.size), mesh)
-    return parallel.map_train_step(step, mesh), state, memory, mesh
+    rooms = make_rooms(chosen, tiny.MODEL, cfg, mesh)
+    return parallel.map_train_step(step, mesh), state, rooms, mesh
 
 
 def run_steps(count=3, A=1, B=4, **options):
     """(params, [metrics]) after `count` steps on one batch of A * B sequences."""
-    step, state, memory, mesh = make_step(**options)
+    step, state, rooms, mesh = make_step(**options)
     data = parallel.split(batch(A, B), mesh, parallel.MICRO_BATCHES)
     metrics = []
     for _ in range(count):
-        state, memory, m = step(state, memory, *data)
+        state, rooms, m = step(state, rooms, *data)
         metrics.append(jax.device_get(m))
     return jax.device_get(state.params), metrics
 
@@ -110,24 +111,24 @@ def test_gradients_are_accumulated_in_float32():
 
     The same micro-batch 64 times must give the gradient norm of that batch alone.
     """
-    step, state, memory, mesh = make_step(dtype="bfloat16")
+    step, state, rooms, mesh = make_step(dtype="bfloat16")
     inputs, targets = batch(1, 2)
     repeated = [np.repeat(x, 64, axis=0) for x in (inputs, targets)]
-    *_, many = step(state, memory, *parallel.split(repeated, mesh, parallel.MICRO_BATCHES))
-    step, state, memory, mesh = make_step(dtype="bfloat16")
-    *_, once = step(state, memory, *parallel.split([inputs, targets], mesh, parallel.MICRO_BATCHES))
+    *_, many = step(state, rooms, *parallel.split(repeated, mesh, parallel.MICRO_BATCHES))
+    step, state, rooms, mesh = make_step(dtype="bfloat16")
+    *_, once = step(state, rooms, *parallel.split([inputs, targets], mesh, parallel.MICRO_BATCHES))
     np.testing.assert_allclose(many.grad_norm, once.grad_norm, rtol=1e-5)
     np.testing.assert_allclose(many.loss, once.loss, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "A"), [("float32", 1), ("bfloat16", 1), ("bfloat16", 2)])
 def test_the_state_is_donated(dtype, A):
-    """Parameters, moments and gradients have their places: the program aliases all of them."""
+    """Parameters, moments and rooms have their places: the program aliases all of them."""
     sizes = dict(batch_size=4, sequence_length=T, total_batch_size=A * 4 * T)
-    step, state, memory, mesh = make_step(dtype=dtype, **sizes)
+    step, state, rooms, mesh = make_step(dtype=dtype, **sizes)
     data = parallel.split(batch(A, 4), mesh, parallel.MICRO_BATCHES)
-    planned = step.lower(state, memory, *data).compile().memory_analysis()
-    assert planned.alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves((state, memory)))
+    planned = step.lower(state, rooms, *data).compile().memory_analysis()
+    assert planned.alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves((state, rooms)))
 
 
 @pytest.mark.parametrize("spec", ["jnp", "ffi"])
