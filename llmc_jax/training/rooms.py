@@ -35,21 +35,23 @@ def rooms_like(
     As large as what it needs all at once when it needs most, so that they add nothing (to a small
     step 3 %). With our kernels that is what the layers keep for backward, or their gradients,
     whichever is more, and wte's gradient; where micro-batches are accumulated all of these, once
-    for the sums and wte's once more. jnp needs most elsewhere: its rooms are the gradients', where
-    these are more than what is kept. None on other platforms, whose allocators keep memory, nor
-    where gradients are in parts.
+    for the sums and wte's once more; where devices add up gradients, these. jnp needs most
+    elsewhere: its rooms are the gradients', where these are more than what is kept. None on other
+    platforms, whose allocators keep memory, nor where gradients are in parts.
     """
     if platform != "cpu" or stage_in_force(cfg, devices) or not ffi.available("cpu"):
         return []
     accumulates = cfg.total_batch_size > cfg.batch_size * cfg.sequence_length * devices
-    gradients = gpt2.gradient_shapes(model, jnp.float32 if accumulates else cfg.dtype)
+    added = accumulates or devices > 1  # which is done in float32
+    gradients = gpt2.gradient_shapes(model, jnp.float32 if added else cfg.dtype)
     kept = [_kept_by_a_layer(ops, model, cfg)] * model.L
-    if not ops.classifier.rounds_weights:
-        needed = gradients if accumulates or _bytes(gradients) > _bytes(kept) else []
-    elif accumulates:
+    ours = ops.classifier.rounds_weights
+    if ours and accumulates:
         needed = [kept, gradients, gradients.wte]
-    else:
+    elif ours and not added:
         needed = [max(kept, gradients.block, key=_bytes), gradients.wte]
+    else:
+        needed = gradients if added or _bytes(gradients) > _bytes(kept) else []
     sizes = [_bytes(x) for x in jax.tree.leaves(needed)]
     return [jax.ShapeDtypeStruct((-(-n // 4),), jnp.float32) for n in sizes if n >= SMALLEST]
 
