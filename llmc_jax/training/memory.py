@@ -49,8 +49,8 @@ def step_memory(
     platform: where it is to run (cpu, gpu, tpu), which need not be here, nor the devices.
 
     For several of them it is an estimate (benchmarks/results/memory_plan.md): of d6 and d12 on 8
-    virtual CPUs, at every stage of ZeRO, from 1 % above to 5 % below XLA's plan with our kernels
-    and one micro-batch, down to 17 % below with jnp, and to 20 % where they are accumulated.
+    virtual CPUs, at every stage of ZeRO, up to 7 % below XLA's plan with our kernels, from 3 %
+    above to 21 % below with jnp.
     """
     stage, mesh = shards.stage_in_force(cfg, devices), parallel.planned_mesh(devices)
     like = jax.eval_shape(init_state, gpt2.shapes(model))
