@@ -19,18 +19,14 @@ from llmc_jax.models import gpt2
 from llmc_jax.run_setup import Setup, place_after, set_up
 from llmc_jax.training import memory, parallel, processes, shards
 from llmc_jax.training.checkpoint import Checkpointer
-from llmc_jax.training.initial_state import (
-    make_state,
-    maker_of_memory,
-    state_like,
-)
+from llmc_jax.training.initial_state import make_state, maker_of_moments, state_like
 from llmc_jax.training.lock import locked
 from llmc_jax.training.logger import Logger
 from llmc_jax.training.profile import Profile
 from llmc_jax.training.progress import Progress
 from llmc_jax.training.report import Report
 from llmc_jax.training.resume import Start, find_start, with_schedule
-from llmc_jax.training.rooms import placed_rooms_like
+from llmc_jax.training.rooms import maker_of_rooms, placed_rooms_like
 from llmc_jax.training.run_dir import RunDir, open_run_dir
 from llmc_jax.training.saver import Saver
 from llmc_jax.training.startup import Startup
@@ -97,7 +93,8 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
     began = time.perf_counter()
     cfg, mesh = setup.cfg, setup.mesh
     start, loop_done, _ = place.start
-    update, state, rooms = first_state(setup, place, startup)
+    update, state, make_rooms = first_state(setup, place, startup)
+    rooms = None
     of_first = place.run if processes.first() else None
     trackers = open_trackers(cfg, of_first, start, loop_done=loop_done)
     logger = Logger(of_first, start, trackers, loop_done=loop_done)
@@ -126,6 +123,8 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
             refuse_bad_numbers(report, cfg, place.checkpoints)
             if stopping:
                 break
+            if milestones.due(step):
+                rooms = None  # their memory is for what is done now
             milestones.reached(step, state)
             saver.report_failure()
             if save_now:
@@ -138,6 +137,7 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
                 startup.part("logs and validation")
             batch, waited = train_batch(batches)
             profile.start(step)
+            rooms = make_rooms() if rooms is None else rooms
             with profile.step(step):
                 state, rooms, metrics = update(state, rooms, *batch)
             report.dispatched(step, metrics, waited)
@@ -163,7 +163,7 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
 
 
 def first_state(setup: Setup, place: Place, startup: Startup):
-    """The compiled step, and the state and the rooms that it begins with.
+    """The compiled step, the state that it begins with, and a function that makes its rooms.
 
     Python traces the step, then draws parameters; beside it memory is touched for the first time,
     and XLA compiles.
@@ -173,18 +173,19 @@ def first_state(setup: Setup, place: Place, startup: Startup):
     if place.checkpoints:
         like = jax.eval_shape(init_state, gpt2.shapes(model))
         place.checkpoints.reserve(like, touch=cfg.saves_checkpoints)
-    like = state_like(model, cfg, mesh), placed_rooms_like(setup.ops, model, cfg, mesh)
+    like, rooms = state_like(model, cfg, mesh), placed_rooms_like(setup.ops, model, cfg, mesh)
     with ThreadPoolExecutor(1) as beside:
-        fresh = beside.submit(maker_of_memory(*like, start, mesh))
-        lowered = lower_update(setup, *like)
+        zeros = beside.submit(maker_of_moments(like)) if start is None else None
+        lowered = lower_update(setup, like, rooms)
         saved = partial(what_is_saved, place.checkpoints)
         update = beside.submit(compile_update, lowered, setup, saved)
-        state, rooms = make_state(model, setup.weights, cfg, place.checkpoints, start, mesh, fresh)
+        make_rooms = beside.submit(maker_of_rooms, rooms, mesh)
+        state = make_state(model, setup.weights, cfg, place.checkpoints, start, mesh, zeros)
         startup.part("state")
-        update = update.result()
+        update, make_rooms = update.result(), make_rooms.result()
     ffi.trim_memory()
     startup.part("rest of compilation")
-    return update, state, rooms
+    return update, state, make_rooms
 
 
 def what_is_saved(checkpoints: Checkpointer | None) -> str:

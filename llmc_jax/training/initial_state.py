@@ -14,7 +14,6 @@ from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel, processes, shards
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.resume import open_weights
-from llmc_jax.training.rooms import maker_of_rooms
 from llmc_jax.training.step import TrainState, init_state
 
 
@@ -25,24 +24,24 @@ def make_state(
     checkpoints: Checkpointer | None,
     start: int | None,
     mesh,
-    fresh: Future,
-) -> tuple[TrainState, list[jax.Array]]:
-    """The initial state, or that of checkpoint `start` if it is not None; and the step's rooms.
+    zeros: Future | None,
+) -> TrainState:
+    """The initial state, or that of checkpoint `start` if it is not None.
 
     weights: what --model read from a file, and afterwards nothing: they are as large as the
     parameters, and would be there for the whole run. Empty: they are --init_from's, or drawn.
-    fresh: what `maker_of_memory` makes, which may be under way.
+    zeros: what `maker_of_moments` makes, which may be under way; None where there is a `start`.
     """
     if start is not None:
         weights.clear()
-        return restored_state(model, cfg, checkpoints, start, mesh), fresh.result()[2]
+        return restored_state(model, cfg, checkpoints, start, mesh)
     if cfg.init_from:
         weights.append(weights_of_another_run(cfg, model))
     place = partial(parallel.place_params, mesh=mesh, stage=shards.stage_in_force(cfg, mesh.size))
     params = placed(weights, place) if weights else initialize(model, cfg.seed, place)
-    m, v, rooms = fresh.result()
+    m, v = zeros.result()
     counters = parallel.replicate(init_state(())[3:], mesh)
-    return TrainState(params, m, v, *counters), rooms
+    return TrainState(params, m, v, *counters)
 
 
 def placed(weights: list[Params], place: Callable) -> Params:
@@ -54,12 +53,9 @@ def placed(weights: list[Params], place: Callable) -> Params:
     return structure.unflatten(params)
 
 
-def maker_of_memory(state: TrainState, rooms, start: int | None, mesh) -> Callable[[], tuple]:
-    """A compiled function that gives (m, v, rooms): moments of the shapes of `state`, which are 0,
-    and the step's rooms; for a run that goes on from `start`, the rooms only."""
-    moments = (state.m, state.v) if start is None else (None, None)
-    makers = [parallel.maker_of_zeros(like) for like in moments]
-    makers.append(maker_of_rooms(rooms, mesh))
+def maker_of_moments(like: TrainState) -> Callable[[], tuple]:
+    """A compiled function that gives (m, v) of the shapes of `like`, which begin as zeros."""
+    makers = [parallel.maker_of_zeros(moments) for moments in (like.m, like.v)]
     return lambda: tuple(make() for make in makers)
 
 
