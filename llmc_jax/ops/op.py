@@ -45,9 +45,9 @@ class Cost(NamedTuple):
     bytes: float  # each input read once, each output written once
 
 
-def size(*arrays) -> int:
-    """Bytes of arrays."""
-    return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in arrays)
+def size(*trees) -> int:
+    """Bytes of arrays, or of trees of them."""
+    return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(trees))
 
 
 def native(name: str, like: Op, rounds_weights: bool = False) -> Op:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from llmc_jax.config import ModelConfig, RunStopped, TrainConfig
 from llmc_jax.models import gpt2
 from llmc_jax.ops import Ops
+from llmc_jax.ops.op import size
 from llmc_jax.training import liveness, parallel, shards
 from llmc_jax.training.rooms import rooms_like
 from llmc_jax.training.step import init_state, train_step
@@ -78,11 +79,6 @@ def step_memory(
         total=size(arguments) + plan.peak,
         peak_in=plan.where or "the optimizer",
     )
-
-
-def size(tree) -> int:
-    """Bytes of the arrays of a tree."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def activations(ops: Ops, model: ModelConfig, cfg: TrainConfig) -> dict[str, int]:

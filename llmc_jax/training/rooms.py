@@ -20,7 +20,7 @@ from llmc_jax import ffi
 from llmc_jax.config import ModelConfig, TrainConfig
 from llmc_jax.models import gpt2
 from llmc_jax.ops import Ops
-from llmc_jax.ops.op import uninitialized
+from llmc_jax.ops.op import size, uninitialized
 from llmc_jax.training import parallel
 from llmc_jax.training.shards import stage_in_force
 
@@ -49,10 +49,10 @@ def rooms_like(
     if ours and accumulates:
         needed = [kept, gradients, gradients.wte]
     elif ours and not added:
-        needed = [max(kept, gradients.block, key=_bytes), gradients.wte]
+        needed = [max(kept, gradients.block, key=size), gradients.wte]
     else:
-        needed = gradients if added or _bytes(gradients) > _bytes(kept) else []
-    sizes = [_bytes(x) for x in jax.tree.leaves(needed)]
+        needed = gradients if added or size(gradients) > size(kept) else []
+    sizes = [size(x) for x in jax.tree.leaves(needed)]
     return [jax.ShapeDtypeStruct((-(-n // 4),), jnp.float32) for n in sizes if n >= SMALLEST]
 
 
@@ -79,7 +79,3 @@ def _kept_by_a_layer(ops: Ops, model: ModelConfig, cfg: TrainConfig) -> gpt2.Blo
     trunk = partial(gpt2.trunk, ops, cfg=one, recompute=cfg.recompute, dtype=cfg.dtype)
     _, (acts,) = jax.eval_shape(trunk, gpt2.shapes(one), tokens)
     return acts
-
-
-def _bytes(tree) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
