@@ -46,7 +46,8 @@ def test_logits(params, batch, spec):
 @pytest.mark.parametrize(
     ("spec", "isa", "recompute"),
     [
-        *(("jnp", "auto", recompute) for recompute in (0, 3)),
+        # other levels give the same numbers: tests/models/test_gpt2.py
+        ("jnp", "auto", 0),
         # 1 is 0 to these kernels, which never keep the GELU
         *(("ffi", isa, recompute) for isa in ffi.supported_isas() for recompute in (0, 2)),
         ("ffi", "auto", 3),
