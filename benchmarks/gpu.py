@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,17 +127,16 @@ def run_process(stage: Stage, row: int, deadline: float) -> tuple[int | None, st
         try:
             status = process.wait(max(deadline - time.monotonic(), 0.1))
         except subprocess.TimeoutExpired:
-            kill(process)
             return None, "the stage's time was over"
-        except KeyboardInterrupt:
+        finally:
             kill(process)
-            raise
     return status, death(status, begin)
 
 
 def kill(process: subprocess.Popen) -> None:
-    """End it and what it started."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """End it and what it started, which may outlive it: a row's alarm ends its process alone."""
+    with suppress(ProcessLookupError):  # nothing of it is left
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 

@@ -128,6 +128,32 @@ def test_cheap_stages(tmp_path):
     assert report.count("| classifier 2x5x12 64x12 bfloat16 |") == 3
 
 
+def test_the_library_is_built_where_none_is_installed(tmp_path, monkeypatch):
+    from benchmarks.gpu_stages import build
+
+    (tmp_path / build.FILE).touch()
+    ran = []
+    monkeypatch.setattr(build, "run", ran.append)
+    monkeypatch.setattr(build, "BUILD", tmp_path)
+    monkeypatch.setattr(build, "OURS", tmp_path / "built.so")
+    monkeypatch.setattr(build.ffi, "library_path", lambda library: None)
+    assert build.compile_library()["seconds"] >= 0
+    assert build.OURS.exists() and [command[0] for command in ran] == ["cmake", "cmake"]
+    monkeypatch.setattr(build.ffi, "library_path", lambda library: tmp_path / f"{library}.so")
+    assert build.compile_library() == dict(installed=str(tmp_path / "cuda.so"))
+
+
+def test_every_kernel_of_ours_has_its_group():
+    from benchmarks.gpu_stages import breakdown
+
+    kernels = json.loads((ROOT / "tests" / "testdata" / "cuda_sass.json").read_text())["kernels"]
+    for name in kernels["sm_90a"]:
+        # a layernorm's arguments are structs called Forward and Backward
+        group = breakdown.group(f"void llmc::cuda::{name}(llmc::cuda::Forward<float>, int)")
+        in_attention = name.startswith(("attention::", "hopper::"))
+        assert group != "XLA's other fusions" and (group == "attention") == in_attention, name
+
+
 def test_table_of_results(tmp_path):
     step = dict(min_max=[99, 102], tokens_per_s=655360, mfu_llmc=0.5, mfu_nanogpt=0.55,
                 loss_last=9.5, steps=40, peak_gib=30)  # fmt: skip

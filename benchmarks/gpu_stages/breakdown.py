@@ -20,10 +20,10 @@ NAMES = 40  # of kernels that are written down, the longest first
 # Group -> what its kernels' names have in them, ours first; the first that fits. The groups of
 # which the floor is known are in table.py.
 GROUPS = (
-    ("attention", r"(Keys|Queries)Backward|Delta|PlainForward|RoundDq|\bForward\b|sdpa|flash|mha"),
+    ("attention", r"llmc.*(attention|hopper)|sdpa|flash|mha"),
+    ("layernorm", r"Layernorm"),
     ("classifier", r"CrossEntropy"),
     ("encoder", r"AddRuns|JoinRuns|AddBatch|scatter|[sS]ort"),
-    ("layernorm", r"Layernorm"),
     ("gelu", r"Gelu"),
     ("adamw, norm", r"AdamW|SumOfSquares|RootOfSum"),
     ("gemm", r"gemm|nvjet|xmma|cutlass|cublas|matmul"),

@@ -58,7 +58,7 @@ def warm_up() -> subprocess.Popen:
 
 
 def compile_library() -> dict:
-    path = ffi._path("cuda")
+    path = ffi.library_path("cuda")
     if path and path != OURS:
         return dict(installed=str(path))
     began = time.monotonic()

@@ -24,11 +24,12 @@ def seeds() -> range:
 
 
 # Good enough whatever jnp does.
-KNOWN = {"bfloat16": 1e-2, "float32": 1e-5}
+KNOWN = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 1e-5}
 # Of GPT-2's own sizes and not multiples of a tile; the ops' own cases, fewer, come after these.
 EXTRA = {
     "attention": (
         cases.attention(1, 1000, 12, 64),
+        cases.attention(1, 200, 2, 128),
         cases.attention(2, 64, 12, 64),
         cases.attention(1, 128, 12, 64),
         cases.attention(2, 1024, 3, 64),
@@ -40,6 +41,7 @@ EXTRA = {
     "matmul": (cases.matmul(1, 1000, 768, 2304),),
     "mlp": (cases.mlp(1, 1000, 768),),
 }
+HALF = {"attention": (cases.attention(1, 200, 2, 64), cases.attention(1, 200, 2, 128))}
 SMALL = {
     "classifier": (cases.classifier(2, 5, 12, 60, 64),),
     "encoder": (cases.encoder(2, 5, 12, 40, 8),),
@@ -74,7 +76,12 @@ def tried() -> list:
     if results.small():
         return [(SMALL, ["bfloat16"])]
     own = {op: every[:MORE] for op, every in cases.CASES.items()}
-    return [(EXTRA, ["bfloat16"]), (EXTRA, ["float32"]), (own, ["float32", "bfloat16"])]
+    return [
+        (EXTRA, ["bfloat16"]),
+        (HALF, ["float16"]),
+        (EXTRA, ["float32"]),
+        (own, ["float32", "bfloat16"]),
+    ]
 
 
 def title(op: str, case: Case, dtype: str) -> str:

@@ -55,7 +55,7 @@ def render(records: list[dict]) -> str:
         "\n\n".join(
             [
                 "# GPU: the step and its parts against PyTorch and the floor",
-                INTRODUCTION,
+                introduction(by_stage["sanity"]),
                 *section("The step", step_table(by_stage["step"])),
                 *section("Passes alone", pass_table(rows)),
                 *section("Ceilings", ceiling_table(by_stage["ceilings"])),
@@ -69,14 +69,23 @@ def render(records: list[dict]) -> str:
     )
 
 
-INTRODUCTION = (
-    "`python -m benchmarks.gpu` on one H200: d12 (GPT-2 124M), B=64, T=1024, bfloat16. The lines "
-    "of JSON beside this file have the whole; `python -m benchmarks.gpu --stages=table` makes it "
-    "again from them. MFU is against 989 TFLOP/s (dense bfloat16 of the datasheet), with the "
-    "operations of a token as llm.c counts them (803.5 million, causal attention half) and as "
-    f"nanoGPT does (855.4). The floor of a step is {FLOOR_MS} ms: products at 790 TFLOP/s, "
-    "attention at cuDNN's best, each tensor once at 4.3 TB/s."
-)
+def introduction(sanity: list[dict]) -> str:
+    return (
+        f"`python -m benchmarks.gpu` on {gpu(sanity)}: d12 (GPT-2 124M), B=64, T=1024, bfloat16. "
+        "The lines of JSON beside this file have the whole; `python -m benchmarks.gpu "
+        "--stages=table` makes it again from them. MFU is against 989 TFLOP/s (dense bfloat16 of "
+        "the datasheet), with the operations of a token as llm.c counts them (803.5 million, "
+        "causal attention half) and as nanoGPT does (855.4). The floor of a step is that of an "
+        f"H200, {FLOOR_MS} ms: products at 790 TFLOP/s, attention at cuDNN's best, each tensor "
+        "once at 4.3 TB/s. (An H100's memory gives about 3.)"
+    )
+
+
+def gpu(sanity: list[dict]) -> str:
+    """What nvidia-smi calls the GPU."""
+    said = [line for row in sanity for line in row.get("nvidia-smi", [])]
+    names = [line.split(": ", 1)[1] for line in said if line.startswith("Product Name: ")]
+    return f"one {names[0]}" if names else "one GPU"
 
 
 def section(title: str, lines: list[str]) -> list[str]:
