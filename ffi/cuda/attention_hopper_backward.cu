@@ -209,12 +209,12 @@ __device__ inline void Compute(BackwardShared<T>& shared, const Shape& shape, fl
       ptx::ProductWait<1>(dp);
       ScoreGradients(dp, s, delta);
       Round<T>(ds, dp);
-      ptx::ProductFence(dk, ds);
-      StartTimes<T>(dk, ds, q);
       // The buffer was read for dq two tiles ago, which is over: whoever made it came to the
-      // barrier of the last tile after that.
+      // barrier of the last tile after that. Before the product, whose registers nobody may touch.
       StoreRounded(shared.ds[turn][me], ds);
       ptx::FenceProxyAsync();
+      ptx::ProductFence(dk, ds);
+      StartTimes<T>(dk, ds, q);
       if (kDiagonal || turn == me) {
         if constexpr (kDiagonal)
           ptx::NamedBarrierSync(kOwnBarrier + me, ptx::kWarpgroup);

@@ -26,7 +26,7 @@ ffi::Error GeluBackward(StreamArgument stream, Any dout, Any inp, AnyOut dinp, F
   check.FloatType("inp", inp);
   int64_t B = check.Size("inp", inp, 3, 0), T = check.Size("inp", inp, 3, 1);
   int64_t C = check.Size("inp", inp, 3, 2), blocks = check.Size("partials", *partials, 2, 0);
-  check.Require(B * T < int64_t{1} << 31 && C < 1 << 23,
+  check.Require(B * T < int64_t{1} << 31 && C < 1 << 22,
                 "inp is " + ShapeString(inp.dimensions()) + ", too large");
   check.Shape("dout", dout, {B, T, C});
   check.SameType("dout", dout, inp);
