@@ -21,10 +21,15 @@ struct Sizes {
     check.Require(0 < V && V <= Vp,
                   "V is " + std::to_string(V) + " and wte " + ShapeString(wte.dimensions()) +
                       ", expected 0 < V <= Vp");
-    for (size_t n = 0; check.ok() && n < targets.element_count(); ++n)
-      check.Require(targets.typed_data()[n] < V,
-                    "target " + std::to_string(targets.typed_data()[n]) + " of row " +
-                        std::to_string(n) + " is not below V = " + std::to_string(V));
+    CheckTargets(check, targets);
+  }
+
+ private:
+  void CheckTargets(Checker& check, const S32& targets) const {
+    for (size_t n = 0; n < targets.element_count(); ++n)
+      if (targets.typed_data()[n] >= V)
+        return check.Fail("target " + std::to_string(targets.typed_data()[n]) + " of row " +
+                          std::to_string(n) + " is not below V = " + std::to_string(V));
   }
 };
 

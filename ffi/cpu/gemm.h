@@ -438,18 +438,16 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
   });
 }
 
-// C (M,N) = a (M,K) b (N,K)^T, the product made in type T. The operand with more rows is streamed,
-// unless `own_rows`: then each row of C is finished by one task, in the order of its columns.
+// C (M,N) = a (M,K) b (N,K)^T, the product made in type T. The operand with more rows is streamed.
 // prepare(tile) is called before a tile is finished, so that what the epilogue reads may be
 // fetched meanwhile.
-template <typename T, bool own_rows = false, typename TA, typename TB, typename Epilogue,
-          typename Prepare = Nothing>
+template <typename T, typename TA, typename TB, typename Epilogue, typename Prepare = Nothing>
 void Gemm(Threads& threads, int64_t M, int64_t N, int64_t K, const Operand<TA>& a,
           const Operand<TB>& b, const Epilogue& epilogue, const Prepare& prepare = {}) {
   using P = typename PanelsOf<T>::Type;
   Side<TA, P::kMR, P::template PackA<TA>> side_a{a, M};
   Side<TB, P::kNR, P::template PackB<TB>> side_b{b, N};
-  if (own_rows || M >= N)
+  if (M >= N)
     Product<P, false>(threads, K, side_a, side_b, epilogue, prepare);
   else
     Product<P, true>(threads, K, side_a, side_b, epilogue, prepare);

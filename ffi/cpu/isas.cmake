@@ -11,7 +11,7 @@ set_source_files_properties("${CMAKE_CURRENT_LIST_DIR}/isa_portable.cc" PROPERTI
   COMPILE_OPTIONS "${LLMC_FLAGS}")
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  set(AVX2 ${LLMC_FLAGS} -mavx2 -mfma -mf16c)
+  set(AVX2 ${LLMC_FLAGS} -mavx2 -mfma)
   set(AVX512 ${AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
   set(AVX512BF16 ${AVX512} -mavx512bf16)
   set(AMX ${AVX512BF16} -mamx-tile -mamx-bf16)

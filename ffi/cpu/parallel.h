@@ -24,7 +24,8 @@ class PoolThreads final : public Threads {
  public:
   explicit PoolThreads(xla::ffi::ThreadPool& pool) : pool_(pool) {}
 
-  int64_t count() const override { return pool_.num_threads(); }
+  // XLA says 0 where it cannot say: then the caller is alone.
+  int64_t count() const override { return std::max<int64_t>(1, pool_.num_threads()); }
 
   void Run(int64_t n, void (*task)(void*, int64_t), void* context) override {
     struct State {
