@@ -48,6 +48,10 @@ inline void TileLoadConfig(const void* memory) {
     t.Require(bytes <= Tiles::kBytes && t.rows[tile] <= Tiles::kRows, "a tile is too large");
     t.Clear(tile);
   }
+  for (int byte = 2; byte < 64; ++byte) {
+    const bool reserved = byte < 16 || (32 <= byte && byte < 48) || 56 <= byte;
+    t.Require(!reserved || config[byte] == 0, "a reserved byte of the configuration is not 0");
+  }
 }
 
 inline void TileRelease() { ThisThreads().configured = false; }
