@@ -30,7 +30,9 @@ class CompareConfig(TaskConfig):
         "the first",
     )
     output: str = option(
-        "", "where to write the table (.md), picture (.png) and page (.html); empty: as --results"
+        "",
+        "where to write the table (.md), picture (.png) and page (.html); empty: as --results, or "
+        "'compare' where that is a pattern",
     )
 
 
@@ -51,7 +53,8 @@ def main(cfg: CompareConfig) -> None:
         print(f"passed over: {one}", file=sys.stderr)
     if not records:
         raise BadInput(f"--results={cfg.results} holds no measurement that can be shown.")
-    show(records, skipped, cfg.output or str(first.with_suffix("")))
+    beside = "compare" if glob.has_magic(str(first)) else str(first.with_suffix(""))
+    show(records, skipped, cfg.output or beside)
 
 
 def check(cfg: CompareConfig, first: Path) -> Task:
@@ -68,9 +71,10 @@ def check(cfg: CompareConfig, first: Path) -> Task:
         )
     if cfg.measure:
         record.refuse_others(first)
-    for path in (first, Path(cfg.output or first)):
-        if not path.absolute().parent.is_dir():
-            raise BadInput(f"{path} is in no directory that exists; make it first.")
+    written = dict(results=first if cfg.measure else "", output=cfg.output)
+    for flag, path in written.items():
+        if path and not Path(path).absolute().parent.is_dir():
+            raise BadInput(f"--{flag}={path} is in no directory that exists; make it first.")
     return Task(
         model=model, B=cfg.B, T=cfg.T, dtype=cfg.dtype, ops=cfg.ops, recompute=cfg.recompute,
         cpu_isa=cfg.cpu_isa,
@@ -83,7 +87,9 @@ def files(patterns: str) -> list[Path]:
     for pattern in filter(None, patterns.split(",")):
         found = sorted(glob.glob(pattern))
         if not found:
-            raise BadInput(f"--results={pattern} matches no file.")
+            raise BadInput(
+                f"--results={pattern} matches no file; name files that compare has written."
+            )
         paths += [Path(name) for name in found if Path(name) not in paths]
     return paths
 

@@ -68,11 +68,11 @@ def test_loss_and_gradients(params, batch, use_isa, spec, isa, recompute):
         return jnp.mean(losses), grads
 
     loss, grads = loss_and_grads(params, *batch)
-    np.testing.assert_allclose(loss, reference["loss"], rtol=1e-5)
+    np.testing.assert_allclose(loss, reference["loss"], rtol=1e-6)
     for name, grad in golden.by_name(grads).items():
         wanted = reference["grads"][name]
         norm = np.linalg.norm(grad.astype(np.float64))
-        np.testing.assert_allclose(norm, wanted["l2"], rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(norm, wanted["l2"], rtol=1e-6, err_msg=name)
         scale = wanted["l2"] / np.sqrt(grad.size)
         np.testing.assert_allclose(
             grad.ravel()[:8], wanted["first8"], rtol=1e-3, atol=1e-3 * scale, err_msg=name
