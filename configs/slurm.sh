@@ -15,7 +15,7 @@
 #SBATCH --output=%x-%j.log
 
 srun --kill-on-bad-exit=1 \
-    python -m llmc_jax.train "$@" --resume --zero_stage=1 --checkpoint_minutes=30
+    python -m llmc_jax.train --resume --zero_stage=1 --checkpoint_minutes=30 "$@"
 status=$?
 if [ "$status" -ne 0 ] && [ "$status" -ne 2 ]; then
     scontrol requeue "$SLURM_JOB_ID"

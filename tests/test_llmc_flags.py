@@ -110,6 +110,8 @@ def read_flagfile(path: Path) -> dict[str, str]:
 def test_our_124m_run_has_llm_cs_hyper_parameters():
     ours = read_flagfile(CONFIGS / "gpt2_124M.flags")
     llmc, _ = llmc_flags.convert(SCRIPT_124M.split())
+    places = {name: llmc.pop(name).removeprefix("dev/") for name in ("train_data", "val_data")}
+    assert {name: ours.pop(name) for name in places} == places  # where prepare puts the same files
     assert {name: llmc[name] for name in ours} == ours | dict(output_dir="log_gpt2_124M")
     assert llmc.keys() - ours.keys() == {"shuffle_order", "hellaswag"}
 
