@@ -85,7 +85,7 @@ def gpu(sanity: list[dict]) -> str:
     """What nvidia-smi calls the GPU."""
     said = [line for row in sanity for line in row.get("nvidia-smi", [])]
     names = [line.split(": ", 1)[1] for line in said if line.startswith("Product Name: ")]
-    return f"one {names[0]}" if names else "one GPU"
+    return f"one {names[0]}" if names else "no GPU so far"
 
 
 def section(title: str, lines: list[str]) -> list[str]:
