@@ -41,13 +41,17 @@ class Setup(NamedTuple):
     cache: str  # where compiled programs are kept
 
 
-def set_up(cfg: TrainConfig) -> Setup:
-    """Open and check all that `cfg` names, the same in all processes. Raises BadInput."""
+def meet(cfg: TrainConfig) -> None:
+    """Check what `cfg` says by itself, then meet the other processes. Raises BadInput."""
     require_trackers(cfg)
     refuse_numbers(cfg)
     parallel.select_devices(cfg.devices)
     refuse_mapping(cfg)
     processes.start(cfg)
+
+
+def set_up(cfg: TrainConfig) -> Setup:
+    """Open and check all that `cfg` names, the same in all processes. Raises BadInput."""
     with processes.all_or_none():
         model, weights = processes.in_turn(partial(open_model, cfg.model))
         refuse_other_weights(cfg, model, weights)

@@ -16,7 +16,7 @@ from llmc_jax.batches import train_batches
 from llmc_jax.config import RunStopped, TrainConfig
 from llmc_jax.milestones import Milestones
 from llmc_jax.models import gpt2
-from llmc_jax.run_setup import Setup, place_after, set_up
+from llmc_jax.run_setup import Setup, meet, place_after, set_up
 from llmc_jax.training import memory, parallel, processes, shards
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.initial_state import make_state, maker_of_moments, state_like
@@ -46,17 +46,13 @@ class Place(NamedTuple):
 def main(cfg: TrainConfig) -> None:
     """Check everything the user gave, then train, then say where the results are."""
     startup = Startup()
-    setup = set_up(cfg)
-    with ExitStack() as stack:
-        setup, place = enter_place(setup, stack)
+    meet(cfg)
+    with processes.ending_together(cfg.heartbeat_timeout) as alive, ExitStack() as stack:
+        setup, place = enter_place(set_up(cfg), stack)
         print_banner(setup)
         startup.part("files")
-        settle = place.checkpoints.wait if place.checkpoints else lambda: None
         saved = partial(what_is_saved, place.checkpoints)
-        with (
-            processes.ending_together(setup.cfg.heartbeat_timeout, settle) as alive,
-            memory.enough(setup.ops, setup.model, setup.cfg, saved),
-        ):
+        with memory.enough(setup.ops, setup.model, setup.cfg, saved):
             ended = train(setup, place, alive, startup)
         if place.run and ended and processes.first():
             report_files(place.run, place.checkpoints)

@@ -16,6 +16,8 @@ import jax
 import numpy as np
 import pytest
 
+from llmc_jax import train
+from llmc_jax.config import BadInput
 from llmc_jax.data.tokens import write_shard
 from llmc_jax.training import processes
 from llmc_jax.training.checkpoint import Checkpointer
@@ -194,10 +196,47 @@ def test_a_lost_process_is_known_by_what_is_said(monkeypatch, kind):
     said = []
     monkeypatch.setattr(processes, "several", lambda: True)
     monkeypatch.setattr(processes, "end", lambda sentence, status: said.append((sentence, status)))
-    with processes.ending_together(1000, lambda: None):
+    with processes.ending_together(1000):
         raise kind("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
     ((sentence, status),) = said
     assert sentence.startswith("the other processes cannot be reached after step 0") and status == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyboardInterrupt(), ("interrupted", 130)),
+        (OSError("broken"), ("this process ended after step 0", 1)),
+        (BadInput("mine alone"), ("mine alone", 2)),
+    ],
+)
+def test_what_only_one_process_meets_at_the_start_ends_it_at_once(monkeypatch, error, told):
+    """The usual way waits an hour for the others, which wait for this one."""
+
+    def fail(_):
+        raise error
+
+    def end(*sentence, status):
+        raise SystemExit(*sentence, status)
+
+    monkeypatch.setattr(train, "meet", lambda _: None)
+    monkeypatch.setattr(train, "set_up", fail)
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "end", end)
+    with pytest.raises(SystemExit) as ended:
+        train.main(tiny.config())
+    assert ended.value.args == told
+
+
+def test_flags_of_another_version_are_named(monkeypatch):
+    """In whichever process they are; and what all know of ends no process at once."""
+    for what in ([{"--a": 1}, {"--a": 1, "--b": 2}], [{"--a": 1, "--b": 2}, {"--a": 1}]):
+        monkeypatch.setattr(processes, "exchange", lambda _, what=what: what)
+        with pytest.raises(BadInput, match=r"--b is .*not known in process") as error:
+            processes.refuse_differences({})
+        monkeypatch.setattr(processes, "several", lambda: True)
+        with pytest.raises(BadInput, match="--b is"), processes.ending_together(1000):
+            raise error.value
 
 
 def test_a_signal_to_one_stops_all_at_the_same_step(data, tmp_path):

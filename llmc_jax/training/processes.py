@@ -31,6 +31,10 @@ COUNTS = {"SLURM": "SLURM_NTASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
 END_S = 3600  # how long processes wait for the last one to end: it may be writing a checkpoint
 
 
+class Agreed(BadInput):
+    """Bad input that all processes know of: each of them ends in the usual way."""
+
+
 def first() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
@@ -157,7 +161,7 @@ def exchange(thing) -> list:
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """What is done inside succeeds in all processes, or else raises BadInput in all of them."""
+    """What is done inside succeeds in all processes, or else raises Agreed in all of them."""
     problem = None
     try:
         yield
@@ -165,10 +169,10 @@ def all_or_none() -> Iterator[None]:
         problem = error
     problems = exchange(str(problem) if problem else "")
     if problem:
-        raise problem
+        raise Agreed(str(problem)) from problem
     for number, text in enumerate(problems):
         if text:
-            raise BadInput(f"process {number} cannot start: {text}")
+            raise Agreed(f"process {number} cannot start: {text}")
 
 
 def from_first(make: Callable):
@@ -186,29 +190,29 @@ def in_turn(make: Callable):
 
 
 def refuse_differences(what: dict) -> None:
-    """Raises BadInput that names what is not the same in all processes."""
+    """Raises Agreed, which names what is not the same in all processes."""
     everybodys = exchange(what)
+    zero = everybodys[0]
     for number, other in enumerate(everybodys):
-        for name, value in everybodys[0].items():
-            if other[name] != value:
-                raise BadInput(
-                    f"{name} is {value} in process 0 and {other[name]} in process {number}; all "
+        for name in zero | other:  # another version may have other flags
+            value, others = zero.get(name, "not known"), other.get(name, "not known")
+            if others != value:
+                raise Agreed(
+                    f"{name} is {value} in process 0 and {others} in process {number}; all "
                     f"processes must be given the same."
                 )
 
 
-# While the run goes on.
+# From the meeting on.
 
 
 @contextmanager
-def ending_together(
-    heartbeat_timeout: int, settle: Callable[[], None]
-) -> Iterator[Callable[[int], None]]:
-    """What goes wrong inside, in this process or another, ends this one with a sentence.
+def ending_together(heartbeat_timeout: int) -> Iterator[Callable[[int], None]]:
+    """What goes wrong inside, in this process or another, ends this one with a sentence, at once:
+    whatever is to be closed or waited for belongs inside.
 
-    settle: waits for what this process is writing. Gives a function to be called at every step;
-    where it is not for long, a sentence says what that may mean, for JAX ends a process whose peers
-    are silent where Python cannot help it.
+    Gives a function to be called at every step; where it is not for long, a sentence says what that
+    may mean, for JAX ends a process whose peers are silent where Python cannot help it.
     """
     if not several():
         yield lambda step: None
@@ -216,15 +220,17 @@ def ending_together(
     watch = _Watch(heartbeat_timeout)
     try:
         yield watch.step
+    except Agreed:
+        raise
+    except KeyboardInterrupt:
+        end("interrupted", status=130)
     except (BadInput, RunStopped) as error:
-        settle()
         end(str(error), status=2 if isinstance(error, BadInput) else 1)
     except Exception as error:
         # of JAX's own type, or, where Python asks for a result, of another
         lost = any(word in str(error) for word in ("Gloo", "NCCL", "oordination"))
         if not lost and not isinstance(error, jax.errors.JaxRuntimeError):
             _end_with_traceback(watch.last)
-        settle()
         reason = next(filter(None, str(error).splitlines()), "no reason given")
         if not lost:
             end(f"this process cannot go on after step {watch.last}: {reason}", status=1)
