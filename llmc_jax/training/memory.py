@@ -5,8 +5,10 @@ forward, the rest from the step's jaxpr (liveness.py). So a new op or model is c
 """
 
 import dataclasses
+import math
 import os
 import resource
+from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
@@ -119,25 +121,34 @@ def what_would_fit(
 ) -> str:
     """Flags with which the step fits in `limit` bytes, as a sentence: the largest micro-batch, and
     for it the least --recompute. The tokens of a step, and so the run, stay what they are."""
-    for batch_size in (n for n in range(cfg.batch_size, 0, -1) if cfg.batch_size % n == 0):
-        fitting = ""
-        for recompute in range(3, -1, -1):
-            less = dataclasses.replace(cfg, batch_size=batch_size, recompute=recompute)
-            if batch_size == cfg.batch_size and recompute <= cfg.recompute:
-                break  # that is what did not fit
-            total = step_memory(ops, model, less, platform, devices).total
-            if total > limit:
-                break
-            flags = f"--batch_size={batch_size} --recompute={recompute}"
-            if batch_size != cfg.batch_size:
-                flags += f" --total_batch_size={cfg.total_batch_size}"
-            fitting = f"{flags} would take {total / 2**20:,.0f} MiB and fit"
-        if fitting:
-            return fitting
+
+    def total(batch_size: int, recompute: int) -> int:
+        less = dataclasses.replace(cfg, batch_size=batch_size, recompute=recompute)
+        return step_memory(ops, model, less, platform, devices).total
+
+    sizes = _divisors(cfg.batch_size)
+    if cfg.recompute == 3:
+        sizes.pop()  # that is what did not fit
+    fitting = bisect_left(sizes, True, key=lambda batch_size: total(batch_size, 3) > limit)
+    if not fitting:
+        return (
+            f"--batch_size=1 --recompute=3 would take {total(1, 3) / 2**20:,.0f} MiB: take a "
+            f"smaller --model or --sequence_length, or a device with more memory"
+        )
+    batch_size, least, flags = sizes[fitting - 1], cfg.recompute + 1, ""
+    if batch_size != cfg.batch_size:
+        least, flags = 0, f" --total_batch_size={cfg.total_batch_size}"
+    recompute = next(n for n in range(least, 4) if total(batch_size, n) <= limit)
     return (
-        f"--batch_size=1 --recompute=3 would take {total / 2**20:,.0f} MiB: take a smaller --model "
-        f"or --sequence_length, or a device with more memory"
+        f"--batch_size={batch_size} --recompute={recompute}{flags} would take "
+        f"{total(batch_size, recompute) / 2**20:,.0f} MiB and fit"
     )
+
+
+def _divisors(number: int) -> list[int]:
+    """In order; by those up to the root, for a mistyped --batch_size may be huge."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
 
 
 def device_memory() -> int:

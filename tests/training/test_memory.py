@@ -157,6 +157,26 @@ def test_what_would_fit_really_fits_and_is_the_largest():
     assert told.startswith("--batch_size=1 --recompute=3 would take") and "smaller --model" in told
 
 
+def test_the_smallest_step_that_does_not_fit_and_a_huge_one_get_a_sentence(monkeypatch):
+    """In few plans, each of which takes seconds for a large model."""
+    calls = []
+
+    def step_memory(ops, model, cfg, platform, devices):
+        calls.append(cfg)
+        return memory.Memory(0, 0, 0, {}, cfg.batch_size * (10 - cfg.recompute), "")
+
+    monkeypatch.setattr(memory, "step_memory", step_memory)
+
+    def told(B, limit):
+        return memory.what_would_fit(None, None, config(B, 32, recompute=3), "cpu", 1, limit)
+
+    assert told(1, 6).startswith("--batch_size=1 --recompute=3 would take 0 MiB: take a smaller")
+    calls.clear()
+    assert told(999_999_999_999, 99).startswith("--batch_size=13 --recompute=3 --total_batch")
+    assert told(12, 41).startswith("--batch_size=4 --recompute=0 --total_batch_size=384 would take")
+    assert len(calls) < 30
+
+
 def peak(function, *shapes, donated=(), cpu=False) -> int:
     args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     return liveness.plan(jax.jit(function).trace(*args).jaxpr.jaxpr, donated, cpu=cpu).peak
