@@ -152,18 +152,18 @@ def _divisors(number: int) -> list[int]:
 
 
 def device_memory() -> int:
-    """Bytes that a step may take on the device that is here: what its allocator has, or of the
-    host's memory what this process may take."""
+    """Bytes that a step may take on each device that is here: what its allocator has, or of the
+    host's memory what this process may take, which its devices share."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if limit := stats.get("bytes_limit"):
         return limit
     page = os.sysconf("SC_PAGE_SIZE")
     host = page * os.sysconf("SC_PHYS_PAGES")
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY:
-        return host
-    size, resident, *_ = map(int, Path("/proc/self/statm").read_text().split())
-    return min(limit - page * (size - resident), host)  # libraries are mapped, never in memory
+    if limit != resource.RLIM_INFINITY:
+        size, resident, *_ = map(int, Path("/proc/self/statm").read_text().split())
+        host = min(limit - page * (size - resident), host)  # libraries are mapped, never in memory
+    return host // jax.local_device_count()
 
 
 def refuse_too_large(

@@ -177,6 +177,12 @@ def test_the_smallest_step_that_does_not_fit_and_a_huge_one_get_a_sentence(monke
     assert len(calls) < 30
 
 
+def test_the_hosts_memory_is_shared_by_its_virtual_devices(monkeypatch):
+    alone = memory.device_memory()
+    monkeypatch.setattr(memory.jax, "local_device_count", lambda: 8)
+    assert memory.device_memory() == pytest.approx(alone / 8, rel=0.01)
+
+
 def peak(function, *shapes, donated=(), cpu=False) -> int:
     args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     return liveness.plan(jax.jit(function).trace(*args).jaxpr.jaxpr, donated, cpu=cpu).peak
