@@ -198,7 +198,7 @@ class Checkpointer:
             (folder / UNFINISHED).unlink()
             manifest.sync(folder)  # else the mark may be there again after a power loss
         except Exception as error:  # whatever it is, the run goes on and tries again
-            self._failure = Failure(step, _reason(error))
+            self._failure = Failure(step, reason_of(error))
             if made:  # what was there before is not this save's to remove
                 shutil.rmtree(folder, ignore_errors=True)
             return
@@ -268,7 +268,7 @@ def _read_tree(folder: Path, like, **options):
         return handler.restore(epath.Path(folder.absolute()), args=args)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """What an error says, in a line; the system's words where they are in it."""
     words = str(error)
     for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES):

@@ -182,14 +182,9 @@ def enough(ops: Ops, model: ModelConfig, cfg: TrainConfig, saved: Callable[[], s
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if not is_out_of_memory(error):
+        if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise out_of_memory(ops, model, cfg, saved()) from error
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether XLA failed for want of memory."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def out_of_memory(ops: Ops, model: ModelConfig, cfg: TrainConfig, saved: str) -> RunStopped:

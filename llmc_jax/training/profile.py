@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import jax
 
 from llmc_jax.config import BadInput, TrainConfig
+from llmc_jax.training.checkpoint import reason_of
 from llmc_jax.training.run_dir import RunDir
 
 # What JAX puts around the names of ops.py and gpt2.py.
@@ -83,8 +84,8 @@ class Profile:
         self._tracing = False
         try:
             return self._write()
-        except OSError as error:
-            return f"the profile cannot be written: {error.strerror}"
+        except Exception as error:  # XLA's are of other types; whatever it is, the run goes on
+            return f"the profile cannot be written: {reason_of(error)}"
 
     def _write(self) -> str:
         jax.profiler.stop_trace()

@@ -46,17 +46,24 @@ def require_trackers(cfg: TrainConfig) -> None:
 def open_trackers(
     cfg: TrainConfig, run: RunDir | None, start: int, *, loop_done: bool
 ) -> list[Tracker]:
-    """The trackers that the flags ask for, of a run that begins after `start` updates.
+    """The trackers that the flags ask for, of a run that begins after `start` updates; one that
+    fails is left out, and said.
 
     run: None in a process that writes nothing; it has none. loop_done: as the Logger's.
     """
     trackers = []
     if run is None:
         return trackers
-    if cfg.tensorboard:
-        trackers.append(TensorBoard(run, start, loop_done=loop_done))
-    if cfg.wandb:
-        trackers.append(WeightsAndBiases(run, dataclasses.asdict(cfg)))
+    makers = dict(
+        tensorboard=lambda: TensorBoard(run, start, loop_done=loop_done),
+        wandb=lambda: WeightsAndBiases(run, dataclasses.asdict(cfg)),
+    )
+    for flag, make in makers.items():
+        try:
+            if getattr(cfg, flag):
+                trackers.append(make())
+        except Exception as error:  # whatever it is, the run goes on without it
+            print(f"--{flag} gets nothing: {type(error).__name__}: {error}")
     return trackers
 
 

@@ -5,6 +5,7 @@ import gzip
 import json
 from contextlib import nullcontext
 
+import jax
 import pytest
 
 from llmc_jax import config, ops, train
@@ -17,6 +18,7 @@ from llmc_jax.training.profile import (
     profiled_steps,
     short_name,
 )
+from llmc_jax.training.run_dir import RunDir
 from tests import tiny
 from tests.training.test_step import batch, make_step
 
@@ -74,6 +76,25 @@ def test_a_resumed_run_traces_what_is_left(cfg, tmp_path, capsys):
     train.main(dataclasses.replace(again, profile_steps="2:3"))
     assert "--profile_steps=2:3: those steps are over" in capsys.readouterr().out
     assert not (tmp_path / "run" / "profile").exists()
+
+
+def test_a_profile_that_cannot_be_written_costs_the_profile_only(cfg, tmp_path):
+    """XLA writes it, and its error is none of the system's (nor is want of memory what it says)."""
+    (tmp_path / "run").mkdir()
+    with Profile(
+        RunDir(tmp_path / "run"), dataclasses.replace(cfg, profile_steps="1:1"), None, 0
+    ) as profile:
+        profile.start(0)
+        stop = jax.profiler.stop_trace
+
+        def fail():
+            stop()
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: No space left on device\nat 7")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax.profiler, "stop_trace", fail)
+            told = profile.stop(1)
+    assert told == "the profile cannot be written: No space left on device"
 
 
 def test_a_process_that_writes_nothing_traces_nothing(cfg):

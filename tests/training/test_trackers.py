@@ -136,6 +136,20 @@ def test_a_tracker_that_fails_gets_no_more_and_the_run_goes_on(run, capsys):
     assert "no more goes to Failing: OSError: disk full" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("flag", "tracker"), [("tensorboard", "TensorBoard"), ("wandb", "WeightsAndBiases")]
+)
+def test_a_tracker_that_cannot_begin_is_left_out(cfg, run, monkeypatch, capsys, flag, tracker):
+    def fail(*_, **__):
+        raise NotADirectoryError("a file is there")
+
+    monkeypatch.setattr(trackers, tracker, fail)
+    cfg = dataclasses.replace(cfg, **{flag: True})
+    assert trackers.open_trackers(cfg, run, 0, loop_done=True) == []
+    told = f"--{flag} gets nothing: NotADirectoryError: a file is there\n"
+    assert capsys.readouterr().out == told
+
+
 @pytest.mark.parametrize("flag", ["tensorboard", "wandb"])
 def test_what_is_missing_is_said_before_anything_is_written(cfg, tmp_path, monkeypatch, flag):
     monkeypatch.setitem(trackers.PACKAGES, flag, "no_such_package")
