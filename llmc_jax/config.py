@@ -315,8 +315,8 @@ class TrainConfig:
     # how it starts
     resume: bool = option(
         False,
-        "continue the run in --output_dir from its newest whole checkpoint; an empty directory "
-        "starts a new one (-y)",
+        "continue the run in --output_dir from its newest whole checkpoint; where there is none, "
+        "start a new one (-y)",
         may_change=True,
     )
     resume_step: int = option(

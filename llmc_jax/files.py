@@ -30,6 +30,15 @@ def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[BinaryIO]
         temporary.unlink(missing_ok=True)
 
 
+def set_aside(path: Path, why: str) -> Path:
+    """Rename a file or folder to a name with `why` at its end that is free; that name."""
+    number, name = 0, path.with_name(f"{path.name}.{why}")
+    while name.exists():
+        number += 1
+        name = name.with_suffix(f".{why}{number}")
+    return path.rename(name)
+
+
 def sha256_of(path: str | Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal digits."""
     with open(path, "rb") as file:

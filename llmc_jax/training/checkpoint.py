@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from llmc_jax.config import BadInput
+from llmc_jax.files import set_aside
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.training import arrays, manifest, parallel
 from llmc_jax.training.step import TrainState
@@ -140,11 +141,7 @@ class Checkpointer:
 
     def set_aside(self, step: int, why: str) -> Path:
         """Rename the folder of `step`, so that it is no checkpoint any more; its new name."""
-        number, name = 0, self._folder / f"{self.path(step).name}.{why}"
-        while name.exists():
-            number += 1
-            name = name.with_suffix(f".{why}{number}")
-        return self.path(step).rename(name)
+        return set_aside(self.path(step), why)
 
     # Reading. What is read has been compared with its manifest.
 

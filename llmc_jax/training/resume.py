@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmc_jax.config import BadInput, TrainConfig, changes
+from llmc_jax.files import set_aside
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.run_dir import RunDir
 
@@ -43,13 +44,15 @@ def find_start(
     """The start of the run in cfg.output_dir, and its --schedule_steps.
 
     record: what a checkpoint would say of this run. place_after: steps -> where llm.c would be in
-    its order, called only for that. What comes after the step is set aside; what is broken or
-    different and may be is said aloud. Raises BadInput where the run is another.
+    its order, called only for that. What comes after the step is set aside, and so are the logs
+    where there is no checkpoint; what is broken or different and may be is said aloud. Raises
+    BadInput where the run is another.
     """
     try:
         checkpoints.remove_unfinished()
         step = newest_whole(checkpoints) if cfg.resume_step == -1 else cfg.resume_step
         if step is None:
+            _set_logs_aside(RunDir(Path(cfg.output_dir)))
             return Start(0, False), with_schedule(cfg, None).schedule_steps
         if step not in checkpoints.all_steps():
             saved = ", ".join(map(str, checkpoints.steps())) or "none"
@@ -172,6 +175,16 @@ def _set_aside_after(checkpoints: Checkpointer, step: int) -> None:
                 )
             else:
                 print(f"the checkpoint of step {later} is now {place}")
+
+
+def _set_logs_aside(run: RunDir) -> None:
+    """Rename the logs of a run of which nothing else is left, and say so: they may be of another
+    run, which nobody can compare, and are all that it has left."""
+    for log in run.logs():
+        print(
+            f"{run.root} has no checkpoint, so the run begins anew; {log.name} is now "
+            f"{set_aside(log, 'earlier')}"
+        )
 
 
 def _words(data: dict) -> str:

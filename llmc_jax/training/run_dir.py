@@ -43,8 +43,12 @@ class RunDir(NamedTuple):
 
     def holds_a_run(self) -> bool:
         """Whether a run has logged or saved anything here."""
-        logs = (path for path in (self.main_log, self.metrics) if path.exists())
-        return any(log.stat().st_size for log in logs) or any(self.checkpoints.glob("*"))
+        return bool(self.logs()) or any(self.checkpoints.glob("*"))
+
+    def logs(self) -> list[Path]:
+        """The two logs, those of them in which there is something."""
+        logs = (self.main_log, self.metrics)
+        return [path for path in logs if path.exists() and path.stat().st_size]
 
 
 def open_run_dir(output_dir: str, *, resume: bool, flag: str = "output_dir") -> RunDir:

@@ -12,6 +12,9 @@ from llmc_jax.config import BadInput
 from llmc_jax.interop import llmc
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import manifest
+from llmc_jax.training.checkpoint import Checkpointer
+from llmc_jax.training.resume import Start, find_start
+from llmc_jax.training.run_dir import RunDir
 from tests import tiny
 from tests.survive.runs import folder_of, log, run_of, steps
 
@@ -71,6 +74,22 @@ def test_going_back_to_another_step(copied, trained, capsys):
     assert log(copied) == log(trained) and steps(copied) == [2]
     names = {path.name for path in run_of(copied).checkpoints.iterdir()}
     assert names == {"00000002", "00000004.later", "00000006.later"}
+
+
+def test_the_logs_of_a_run_without_a_checkpoint_are_kept(tmp_path, capsys):
+    """Which may be another run: nothing says with what options they were made."""
+    run = RunDir(tmp_path)
+    for number in ("first", "second"):
+        run.main_log.write_text(f"{number}\n")
+        run.metrics.write_text("")
+        start, _ = find_start(
+            Checkpointer(run.checkpoints), tiny.config(output_dir=f"{tmp_path}"), {}, None
+        )
+        assert start == Start(0, False) and not run.main_log.exists()
+    assert (tmp_path / "main.log.earlier").read_text() == "first\n"
+    assert (tmp_path / "main.log.earlier1").read_text() == "second\n"
+    told = f"{tmp_path} has no checkpoint, so the run begins anew; main.log is now {tmp_path}/main"
+    assert capsys.readouterr().out.startswith(told)
 
 
 @pytest.mark.parametrize(
