@@ -153,7 +153,7 @@ def open_weights(path: str) -> tuple[Checkpointer, int]:
         step = newest_whole(checkpoints)
     else:
         checkpoints = Checkpointer(folder.parent)
-        step = int(folder.name) if folder.name.isdecimal() and folder.is_dir() else None
+        step = next((s for s in checkpoints.all_steps() if checkpoints.path(s) == folder), None)
     if step is None:
         raise BadInput(
             f"--init_from={path} is neither the directory of a run with a checkpoint nor one of "

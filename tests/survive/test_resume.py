@@ -121,12 +121,16 @@ def test_a_new_run_starts_from_the_weights_of_another(cfg, trained):
     ("options", "message"),
     [
         (dict(init_from="/nowhere"), "--init_from=/nowhere is neither the directory of a run"),
+        (dict(init_from="{folder}/2"), "/2 is neither the directory of a run with a checkpoint"),
         (dict(model="other"), "has L 2, NH 3, C 48, V 90 and --model=other has L 1, NH 3"),
     ],
 )
-def test_init_from_refuses(cfg, trained, monkeypatch, options, message):
+def test_init_from_refuses(cfg, trained, tmp_path, monkeypatch, options, message):
     monkeypatch.setitem(config.MODELS, "other", dataclasses.replace(tiny.MODEL, L=1))
+    (tmp_path / "2").mkdir()
+    (tmp_path / "00000002").symlink_to(folder_of(trained, 2))
     options = dict(init_from=trained.output_dir) | options
+    options["init_from"] = options["init_from"].format(folder=tmp_path)
     with pytest.raises(BadInput, match=message):
         train.main(dataclasses.replace(cfg, **options))
     assert not Path(cfg.output_dir).exists()
