@@ -54,10 +54,12 @@ def show(checkpoints: Checkpointer, folder: Path, steps: list[int], *, contents:
     for step in steps:
         path = checkpoints.path(step)
         problem = checkpoints.problem(step, contents=contents)
+        origin = "" if problem else _origin(path)
+        if not problem and not origin:
+            problem = f"{RUN} is damaged"
         broken += bool(problem)
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         state = problem or ("whole" if contents else "complete")
-        print(f"{path.name}  {size / 2**20:9.1f} MiB  {'' if problem else _origin(path)}{state}")
+        print(f"{path.name}  {_size(path) / 2**20:9.1f} MiB  {origin}{state}")
     for path in _set_aside(folder):
         print(f"{path.name}  set aside")
     return int(contents and broken > 0)
@@ -82,10 +84,22 @@ def remove(checkpoints: Checkpointer, folder: Path, cfg: CheckpointConfig) -> in
 
 
 def _origin(path: Path) -> str:
-    """The run a checkpoint is of: its model, its options' digest, the program's revision."""
-    run = json.loads((path / RUN).read_text())
-    revision = run.get("made_with", {}).get("revision", "unknown")
-    return f"{run['config']['model']}  run {run.get('digest', 'exported')}  at {revision}  "
+    """The run a checkpoint is of: its model, its options' digest, the program's revision; '' where
+    its file does not say so."""
+    try:
+        run = json.loads((path / RUN).read_text())
+        revision = run.get("made_with", {}).get("revision", "unknown")
+        return f"{run['config']['model']}  run {run.get('digest', 'exported')}  at {revision}  "
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+
+
+def _size(path: Path) -> int:
+    """Bytes of a folder's files; 0 where a run is just removing it."""
+    try:
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    except FileNotFoundError:
+        return 0
 
 
 def _set_aside(folder: Path) -> list[Path]:

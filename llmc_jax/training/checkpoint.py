@@ -96,7 +96,7 @@ class Checkpointer:
         """Remove what runs that were killed left behind. Only for who holds the run's lock."""
         for step in self.all_steps():
             if _is_unfinished(self.path(step)):
-                shutil.rmtree(self.path(step))
+                _remove(self.path(step))
 
     def reserve(self, like: TrainState, *, touch: bool = True) -> None:
         """Take the memory for copies of a state with the shapes and dtypes of `like`; touch: in the
@@ -137,7 +137,7 @@ class Checkpointer:
     def remove(self, step: int) -> None:
         """Remove a checkpoint; one that is interrupted leaves nothing that looks whole."""
         (self.path(step) / UNFINISHED).touch()
-        shutil.rmtree(self.path(step))
+        _remove(self.path(step))
 
     def set_aside(self, step: int, why: str) -> Path:
         """Rename the folder of `step`, so that it is no checkpoint any more; its new name."""
@@ -195,9 +195,10 @@ class Checkpointer:
             (folder / UNFINISHED).unlink()
             manifest.sync(folder)  # else the mark may be there again after a power loss
         except Exception as error:  # whatever it is, the run goes on and tries again
+            with suppress(OSError):
+                if made:  # what was there before is not this save's to remove
+                    _remove(folder)
             self._failure = Failure(step, reason_of(error))
-            if made:  # what was there before is not this save's to remove
-                shutil.rmtree(folder, ignore_errors=True)
             return
         with suppress(OSError):  # what could not be removed is, after the next save
             self._remove_old()
@@ -217,7 +218,23 @@ class Checkpointer:
 
 
 def _is_unfinished(folder: Path) -> bool:
-    return (folder / UNFINISHED).exists() or not any(folder.iterdir())
+    """Whether it is being written or removed, or was when that was killed; or has just gone."""
+    try:
+        return (folder / UNFINISHED).exists() or not any(folder.iterdir())
+    except FileNotFoundError:
+        return True
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that has the mark of an unfinished one, the mark last: what a kill leaves is
+    then known as what it is."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != UNFINISHED:
+            path.unlink()
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def _copy_to(copy: np.ndarray, leaf: jax.Array) -> None:

@@ -85,6 +85,10 @@ def test_the_program_lists_verifies_and_removes(copied, capsys):
     assert run("ls")[0] == 0
     status, lines = run("verify")
     assert status == 1 and f"{name} has other bytes" in lines[1]
+    path = folder_of(copied, 2) / "run.json"
+    path.write_bytes(path.read_bytes()[::-1])
+    assert re.search(r"MiB  run.json is damaged$", run("ls", step=2)[1][0])
+    assert checkpoint_program._size(folder_of(copied, 5)) == 0  # just removed by a run
     assert run("verify", step=6)[0] == 0
     folder_of(copied, 2).rename(f"{folder_of(copied, 2)}.later")
     assert run("ls")[1][-1] == "00000002.later  set aside"

@@ -1,6 +1,8 @@
 """A checkpoint gives back what was saved: values, and the trees they hang in."""
 
 import dataclasses
+import itertools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import pytest
 
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Block
-from llmc_jax.training import arrays, manifest, parallel
+from llmc_jax.training import arrays, checkpoint, manifest, parallel
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.step import TrainState, init_state
 from tests import tiny
@@ -122,6 +124,61 @@ def test_saved_is_said_when_the_mark_of_an_unfinished_one_is_gone_from_the_disk(
     with Checkpointer(tmp_path) as checkpoints:
         checkpoints.save(make_state(), {}, 3)
     assert marked and not marked[-1]
+
+
+def test_what_a_killed_removal_leaves_is_removed_by_the_next_start(tmp_path, monkeypatch):
+    """Wherever it was: the mark that tells goes last."""
+
+    class Killed(BaseException):
+        pass
+
+    def fill(folder):
+        (folder / "state" / "d").mkdir(parents=True)
+        for name in ("a", "run.json", "state/b", "state/d/c", "z"):
+            (folder / name).touch()
+
+    def die_at(call):
+        count = itertools.count()
+
+        def dying(function):
+            def changed(*args, **kwargs):
+                if next(count) == call:
+                    raise Killed
+                return function(*args, **kwargs)
+
+            return changed
+
+        patch = pytest.MonkeyPatch()
+        patch.setattr(os, "unlink", dying(os.unlink))
+        patch.setattr(os, "rmdir", dying(os.rmdir))
+        return patch
+
+    for call in range(9):  # six files, three folders
+        fill(tmp_path / "00000003")
+        patch = die_at(call)
+        with pytest.raises(Killed):
+            Checkpointer(tmp_path).remove(3)
+        patch.undo()
+        assert (tmp_path / "00000003").exists()
+        Checkpointer(tmp_path).remove_unfinished()
+        assert not (tmp_path / "00000003").exists()
+
+
+def test_who_reads_while_a_checkpoint_is_removed_finds_it_gone(tmp_path, monkeypatch):
+    """Which another process does, or the thread that could not write it: that tells its failure
+    when it has removed it."""
+    assert checkpoint._is_unfinished(tmp_path / "00000003")
+    with Checkpointer(tmp_path) as checkpoints:
+        told = []
+        remove = checkpoint._remove
+        monkeypatch.setattr(
+            checkpoint, "_remove", lambda _: [told.append(checkpoints.take_failure()), remove(_)]
+        )
+        monkeypatch.setattr(checkpoint, "_claim_space", lambda *_: 1 / 0)
+        checkpoints.save(make_state(), {}, 3)
+        checkpoints.wait()
+        assert told == [None] and checkpoints.take_failure().step == 3
+    assert not checkpoints.path(3).exists()
 
 
 def test_a_save_removes_only_what_it_made(tmp_path):
