@@ -143,7 +143,8 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
                 progress.message(str(startup))
         progress.close()
         if stopping:
-            outcome = saver.stop(state, step, report.bad_in_a_row)
+            refuse_bad_numbers(report, cfg, place.checkpoints, last=True)
+            outcome = saver.stop(state, step)
             print(f"stopped by {Stop.name(signal)} after step {step}/{cfg.max_steps}: {outcome}")
             return False
         saver.finish()
@@ -186,10 +187,8 @@ def first_state(setup: Setup, place: Place, startup: Startup):
 
 def what_is_saved(checkpoints: Checkpointer | None) -> str:
     """What is left of a run that cannot go on, as the end of a sentence."""
-    if checkpoints:
-        checkpoints.wait()
-    steps = checkpoints.steps() if checkpoints else []
-    return f"the newest checkpoint is of step {steps[-1]}" if steps else "nothing is saved"
+    step = checkpoints and checkpoints.newest()
+    return "nothing is saved" if step is None else f"the newest checkpoint is of step {step}"
 
 
 def refuse_bad_numbers(
@@ -200,17 +199,16 @@ def refuse_bad_numbers(
     bad = report.bad_in_a_row
     if not (last and bad) and not 0 < cfg.max_bad_steps <= bad:
         return
-    if checkpoints:
-        checkpoints.wait()
-    steps = checkpoints.steps() if checkpoints else []
-    saved = f"the newest checkpoint, of step {steps[-1]}, is" if steps else "there is no checkpoint"
+    step = checkpoints and checkpoints.newest()
+    saved = "there is no checkpoint"
+    if step is not None:
+        saved = f"the newest checkpoint, of step {step}, is from before them"
     where = f"{bad} steps in a row (--max_bad_steps={cfg.max_bad_steps})"
     if last:
         where = f"the last {bad} steps" if bad > 1 else "the last step"
     raise RunStopped(
         f"the loss or the gradient norm was not finite in {where}; "
-        f"{saved}{' from before them' if steps else ''}: "
-        f"look at the data, or start with a lower --learning_rate."
+        f"{saved}: look at the data, or start with a lower --learning_rate."
     )
 
 

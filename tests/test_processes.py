@@ -245,7 +245,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(data, tmp_path):
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
     stopped = re.search(r"stopped by SIGTERM after step (\d+)/1000: checkpoint of", one.stdout)
     assert 4 < int(stopped[1]) < 10
-    assert Checkpointer(RunDir(tmp_path / "run").checkpoints).latest_step() == int(stopped[1])
+    assert Checkpointer(RunDir(tmp_path / "run").checkpoints).newest() == int(stopped[1])
 
 
 def slurm(number: int) -> dict[str, str]:

@@ -55,6 +55,7 @@ class Checkpointer:
         self._copy = None  # of the state, reused: fresh memory takes longer to touch than to copy
         self._thread = None
         self._failure = None
+        self.written = None  # step of the last that this wrote to the end
         self._verified = set()  # steps that were read and found whole
 
     def steps(self) -> list[int]:
@@ -66,8 +67,10 @@ class Checkpointer:
         names = [path.name for path in self._folder.glob("?" * STEP_DIGITS) if path.is_dir()]
         return sorted(int(name) for name in names if name.isdecimal())
 
-    def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint, None if there is none."""
+    def newest(self) -> int | None:
+        """Step of the newest complete checkpoint, None if there is none; what is being written is
+        waited for."""
+        self.wait()
         return max(self.steps(), default=None)
 
     def path(self, step: int) -> Path:
@@ -194,6 +197,7 @@ class Checkpointer:
             manifest.write(folder, without=UNFINISHED, written=written)
             (folder / UNFINISHED).unlink()
             manifest.sync(folder)  # else the mark may be there again after a power loss
+            self.written = step
         except Exception as error:  # whatever it is, the run goes on and tries again
             with suppress(OSError):
                 if made:  # what was there before is not this save's to remove

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from llmc_jax.config import RunStopped, TrainConfig, digest
+from llmc_jax.training import processes
 from llmc_jax.training.checkpoint import Checkpointer, Failure
 from llmc_jax.training.step import TrainState
 
@@ -23,14 +24,17 @@ class Saver:
         """checkpoints: None where nothing is saved. record: what each checkpoint says of the run
         besides its options; say: where messages go."""
         self._checkpoints, self._cfg, self._record, self._say = checkpoints, cfg, record, say
-        self._last = start  # step of the newest checkpoint
+        self._start = self._last = start  # step of the newest checkpoint, which may be under way
         self._clock, self._saves = time.monotonic(), 0
         self._held_back = False  # a checkpoint is due as soon as numbers are finite again
 
     @property
     def newest(self) -> int | None:
-        """Step of the newest checkpoint, or the one it began at; None where nothing is saved."""
-        return self._last if self._checkpoints else None
+        """Step of the newest checkpoint that is on disk, or the one it began at; None where nothing
+        is saved, or another process does it."""
+        if not self._checkpoints or not processes.first():
+            return None
+        return self._start if self._checkpoints.written is None else self._checkpoints.written
 
     def due_by_clock(self, step: int) -> int:
         """The number of the save, from 1, that --checkpoint_minutes makes due before update `step`;
@@ -80,14 +84,15 @@ class Saver:
         self._last, self._clock = step, time.monotonic()
         self._saves += 1
 
-    def stop(self, state: TrainState, step: int, bad_steps: int) -> str:
-        """Save what a signal ends after update `step`; what can be done next, in words."""
+    def stop(self, state: TrainState, step: int) -> str:
+        """Save what ends after update `step`, whose numbers are good; what can be done next, in
+        words. Raises RunStopped where it cannot be saved."""
         if not self._checkpoints:
             return "nothing is saved, because there is no --output_dir"
         if step != self._last:
-            self.save(state, step, bad_steps, loop_done=False)
+            self.save(state, step, 0, loop_done=False)
         self.finish()
-        saved = self._checkpoints.latest_step()
+        saved = self._checkpoints.newest()
         if saved is None:
             return "no step was finished, so nothing is saved; the same command starts again"
         return f"checkpoint of step {saved} saved; the same command with --resume goes on"
@@ -107,8 +112,10 @@ class Saver:
 
     def _sentence(self, failure: Failure) -> str:
         """What failed and what is still there; the rest says how it goes on."""
-        steps = self._checkpoints.steps()
-        whole = f"the newest whole one is of step {steps[-1]}" if steps else "there is no other yet"
+        step = self._checkpoints.newest()
+        whole = (
+            "there is no other yet" if step is None else f"the newest whole one is of step {step}"
+        )
         return (
             f"the checkpoint of step {failure.step} could not be written: {failure.reason}; "
             f"{whole}; saving"

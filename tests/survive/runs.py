@@ -1,7 +1,10 @@
 """What is asked of a run's folder, and done to it."""
 
+import os
+import signal
 from pathlib import Path
 
+from llmc_jax import train
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.logger import read_metrics
 from llmc_jax.training.run_dir import RunDir
@@ -33,3 +36,16 @@ def damage(cfg, step: int) -> str:
     data[len(data) // 2] ^= 4
     path.write_bytes(data)
     return path.relative_to(folder_of(cfg, step)).as_posix()
+
+
+def interrupt_at(monkeypatch, step: int, number=signal.SIGTERM):
+    """The process gets a signal while update `step` is being prepared."""
+    real, calls = train.train_batch, []
+
+    def batch(*args):
+        calls.append(None)
+        if len(calls) == step + 1:
+            os.kill(os.getpid(), number)
+        return real(*args)
+
+    monkeypatch.setattr(train, "train_batch", batch)

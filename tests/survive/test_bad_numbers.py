@@ -9,7 +9,7 @@ import pytest
 
 from llmc_jax import program, train
 from llmc_jax.config import RunStopped
-from tests.survive.runs import log, steps
+from tests.survive.runs import interrupt_at, log, steps
 
 
 @pytest.fixture
@@ -63,6 +63,17 @@ def test_a_run_whose_last_steps_are_bad_has_failed(cfg, poison):
     with pytest.raises(RunStopped, match=r"not finite in the last 2 steps; .* of step 4, is from"):
         train.main(dataclasses.replace(cfg, max_bad_steps=0))
     assert steps(cfg) == [2, 4]
+
+
+def test_a_signal_while_numbers_are_bad_is_a_failure(cfg, poison, monkeypatch):
+    """Steps were finished, and nothing of them is saved: not status 0, nor to be begun again."""
+    poison(range(1, 99))
+    interrupt_at(monkeypatch, 2)
+    with pytest.raises(
+        RunStopped, match=r"not finite in the last 2 steps; there is no checkpoint:"
+    ):
+        train.main(dataclasses.replace(cfg, max_bad_steps=0))
+    assert steps(cfg) == []
 
 
 def test_a_checkpoint_waits_until_numbers_are_good_again(cfg, poison, capsys):

@@ -40,7 +40,7 @@ def test_state_and_parameters_come_back_as_they_were(tmp_path):
         checkpoints.save(state, run, 3)
     like = parallel.replicated_like(state, parallel.make_mesh())
     with Checkpointer(tmp_path) as checkpoints:
-        assert checkpoints.latest_step() == 3 and checkpoints.steps() == [3]
+        assert checkpoints.newest() == 3 and checkpoints.steps() == [3]
         assert checkpoints.restore_run(3) == run
         restored = checkpoints.restore_state(3, like)
     with Checkpointer(tmp_path) as checkpoints:
