@@ -94,6 +94,12 @@ def refuse_another_run(before: dict, cfg: TrainConfig, record: dict) -> None:
             f"--resume: the run in {cfg.output_dir} was started with other options "
             f"({'; '.join(different)}); give the old ones, or another --output_dir{remedy}."
         )
+    model = before.get("model", record["model"])
+    if model != record["model"]:  # a file that --model names can be another by now
+        raise BadInput(
+            f"--resume: --model={cfg.model} is not what the run in {cfg.output_dir} was started "
+            f"with ({_sizes(model)}; now {_sizes(record['model'])}); give it the old file."
+        )
     data = before.get("data", record["data"])
     if data != record["data"]:
         raise BadInput(
@@ -185,6 +191,10 @@ def _set_logs_aside(run: RunDir) -> None:
             f"{run.root} has no checkpoint, so the run begins anew; {log.name} is now "
             f"{set_aside(log, 'earlier')}"
         )
+
+
+def _sizes(model: dict) -> str:
+    return " ".join(f"{name} {size}" for name, size in model.items())
 
 
 def _words(data: dict) -> str:

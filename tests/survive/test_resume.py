@@ -51,6 +51,14 @@ def test_other_data_under_the_same_name_are_refused(copied, tmp_path):
         train.main(dataclasses.replace(copied, **moved))
 
 
+def test_another_model_under_the_same_name_is_refused(copied, monkeypatch):
+    """As a file that --model names can be."""
+    monkeypatch.setitem(config.MODELS, "tiny", dataclasses.replace(tiny.MODEL, L=1))
+    message = r"--model=tiny is not what .* \(L 2 NH 3 C 48 .*; now L 1 NH 3 C 48 .*\); give it"
+    with pytest.raises(BadInput, match=message):
+        train.main(copied)
+
+
 def rewrite_manifest(folder: Path) -> None:
     (folder / "manifest.json").unlink()
     manifest.write(folder, without="unfinished")
