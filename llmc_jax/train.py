@@ -13,7 +13,7 @@ import jax
 from llmc_jax import ffi, program
 from llmc_jax.banner import print_banner, report_files
 from llmc_jax.batches import train_batches
-from llmc_jax.config import RunStopped, TrainConfig
+from llmc_jax.config import BadInput, RunStopped, TrainConfig
 from llmc_jax.milestones import Milestones
 from llmc_jax.models import gpt2
 from llmc_jax.run_setup import Setup, meet, place_after, set_up
@@ -131,7 +131,11 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
                 break
             if step == start:
                 startup.part("logs and validation")
-            batch, waited = train_batch(batches)
+            try:
+                batch, waited = train_batch(batches)
+            except BadInput:
+                keep_what_was_trained(state, step, report, saver)
+                raise
             profile.start(step)
             rooms = make_rooms() if rooms is None else rooms
             with profile.step(step):
@@ -189,6 +193,18 @@ def what_is_saved(checkpoints: Checkpointer | None) -> str:
     """What is left of a run that cannot go on, as the end of a sentence."""
     step = checkpoints and checkpoints.newest()
     return "nothing is saved" if step is None else f"the newest checkpoint is of step {step}"
+
+
+def keep_what_was_trained(state: TrainState, step: int, report: Report, saver: Saver) -> None:
+    """Log and save up to update `step`, for which there is no batch. (Several processes save
+    together, and the others have one.)"""
+    report.catch_up()
+    if processes.several() or report.bad_in_a_row:
+        return
+    try:
+        print(saver.stop(state, step))
+    except RunStopped as error:
+        print(error)
 
 
 def refuse_bad_numbers(

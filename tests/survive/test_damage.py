@@ -1,5 +1,6 @@
 """Checkpoints that are not what was written."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -44,6 +45,23 @@ def test_a_checkpoint_of_the_old_format_is_refused(copied):
         (folder_of(copied, step) / "_CHECKPOINT_METADATA").touch()
     with pytest.raises(BadInput, match="it is of an older format, without checksums and outlier"):
         train.main(copied)
+
+
+def test_a_bad_token_costs_no_step_that_was_made_before(cfg, monkeypatch, capsys):
+    def batch(batches):
+        made, waited = real(batches)
+        if len(log(cfg)) == 4:  # a validation and three steps, and one that is under way
+            raise BadInput("train_0.bin has token 99.")
+        return made, waited
+
+    real = train.train_batch
+    monkeypatch.setattr(train, "train_batch", batch)
+    with pytest.raises(BadInput, match="has token 99"):
+        train.main(dataclasses.replace(cfg, checkpoint_every=0, val_every=5))
+    assert steps(cfg) == [4] and [m["step"] for m in log(cfg)] == [0, 0, 1, 2, 3]
+    assert capsys.readouterr().out.endswith(
+        "checkpoint of step 4 saved; the same command with --resume goes on\n"
+    )
 
 
 @pytest.mark.parametrize(
