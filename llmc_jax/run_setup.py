@@ -1,7 +1,6 @@
 """What the flags of a run name, opened and checked before anything is computed."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
@@ -70,10 +69,13 @@ def set_up(cfg: TrainConfig) -> Setup:
 
 def refuse_numbers(cfg: TrainConfig) -> None:
     """Raises BadInput for numbers that no training can be made with, as the step would have them:
-    in float32."""
+    in float32 and int32."""
     for flag in ("learning_rate", "final_lr_fraction", "weight_decay"):
-        if not math.isfinite(getattr(cfg, flag)):
-            raise BadInput(f"--{flag}={getattr(cfg, flag)} must be finite.")
+        if not getattr(cfg, flag) <= float(np.finfo(np.float32).max):
+            raise BadInput(f"--{flag}={getattr(cfg, flag)} must be finite in float32.")
+    for flag in ("max_steps", "schedule_steps", "warmup_steps"):
+        if getattr(cfg, flag) >= 2**31:
+            raise BadInput(f"--{flag}={getattr(cfg, flag)} must be below {2**31}.")
     for flag in ("adam_beta1", "adam_beta2"):
         if not 0 <= np.float32(getattr(cfg, flag)) < 1:
             raise BadInput(
@@ -100,6 +102,15 @@ def refuse_mapping(cfg: TrainConfig) -> None:
         )
 
 
+def refuse_long_sequences(cfg: TrainConfig, model: ModelConfig) -> None:
+    """Raises BadInput where the model has no positions for --sequence_length."""
+    if cfg.sequence_length > model.maxT:
+        raise BadInput(
+            f"--sequence_length={cfg.sequence_length} is longer than --model={cfg.model} can "
+            f"take; use at most {model.maxT}."
+        )
+
+
 def refuse_other_weights(cfg: TrainConfig, model: ModelConfig, weights: Params | None) -> None:
     """Raises BadInput where --init_from names weights and --model does too, or other ones."""
     if not cfg.init_from:
@@ -116,11 +127,7 @@ def open_data(
     cfg: TrainConfig, model: ModelConfig, devices: int
 ) -> tuple[TokenLoader, TokenLoader | None]:
     """The training and the validation loader (None where there is no validation)."""
-    if cfg.sequence_length > model.maxT:
-        raise BadInput(
-            f"--sequence_length={cfg.sequence_length} is longer than --model={cfg.model} can "
-            f"take; use at most {model.maxT}."
-        )
+    refuse_long_sequences(cfg, model)
     llmc = (cfg.batch_size, devices) if cfg.shuffle_order == "llmc" else None
     sizes = dict(T=cfg.sequence_length, V=model.V, llmc=llmc)
     shuffle = cfg.shuffle and not cfg.overfit_single_batch

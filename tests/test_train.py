@@ -195,6 +195,12 @@ def test_max_steps_defaults_to_one_epoch(cfg, tmp_path):
         (dict(val_batches=0), "--val_batches=0 is no validation; give --val_every=0"),
         (dict(learning_rate=float("inf")), "--learning_rate=inf must be finite"),
         (dict(weight_decay=float("nan")), "--weight_decay=nan must be finite"),
+        (dict(learning_rate=1e39), r"--learning_rate=1e\+39 must be finite in float32"),
+        (dict(max_steps=2**31), "--max_steps=2147483648 must be below 2147483648"),
+        (dict(warmup_steps=2**31), "--warmup_steps=2147483648 must be below"),
+        (dict(schedule_steps=2**31), "--schedule_steps=2147483648 must be below"),
+        (dict(devices="cpu:99999999999"), r"--devices=cpu:9+ must be cpu:N, .* \(9999 at most\)"),
+        (dict(output_dir="a" * 300), "--output_dir=a+ cannot be made: File name too long"),
         (dict(seed=2**32), "--seed=4294967296 must be from 0 to 4294967295"),
     ],
 )

@@ -29,15 +29,19 @@ MICRO_BATCHES = P(None, AXIS)  # (A, B*D, T)
 PARTS = P(AXIS)  # of an array of the state, flat
 
 
-def select_devices(name: str) -> None:
-    """Use the devices that --devices names; before JAX is asked for one. Raises BadInput."""
+def select_devices(name: str) -> int:
+    """Use the devices that --devices names; before JAX is asked for one. How many they are, 0 where
+    it names none. Raises BadInput."""
     if not name:
-        return
-    match = re.fullmatch(r"cpu:([1-9]\d*)", name)
+        return 0
+    match = re.fullmatch(r"cpu:([1-9]\d{0,3})", name)
     if not match:
-        raise BadInput(f"--devices={name} must be cpu:N, for N virtual devices, or be left out.")
+        raise BadInput(
+            f"--devices={name} must be cpu:N, for N virtual devices (9999 at most), or be left out."
+        )
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", int(match[1]))
+    return int(match[1])
 
 
 # Platforms where shard_map is not to check what differs from device to device, because the kernels

@@ -55,15 +55,17 @@ def open_run_dir(output_dir: str, *, resume: bool, flag: str = "output_dir") -> 
     """The run directory, created if need be. Raises BadInput, which names `flag`, where another
     run is in it, or what is none."""
     run = RunDir(Path(output_dir))
-    if run.holds_a_run() and not resume:
-        raise BadInput(
-            f"--{flag}={output_dir} already holds a run; "
-            f"{'add --resume to continue it, or ' if flag == 'output_dir' else ''}name another "
-            f"directory."
-        )
-    if run.checkpoints.exists() and not run.checkpoints.is_dir():
-        raise BadInput(f"{run.checkpoints} is no directory; remove it, or name another --{flag}.")
-    try:
+    try:  # it may have a name that cannot even be looked for
+        if run.holds_a_run() and not resume:
+            raise BadInput(
+                f"--{flag}={output_dir} already holds a run; "
+                f"{'add --resume to continue it, or ' if flag == 'output_dir' else ''}name "
+                f"another directory."
+            )
+        if run.checkpoints.exists() and not run.checkpoints.is_dir():
+            raise BadInput(
+                f"{run.checkpoints} is no directory; remove it, or name another --{flag}."
+            )
         run.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(
