@@ -18,6 +18,7 @@ from llmc_jax.data.loader import TokenLoader
 from llmc_jax.devices import Device
 from llmc_jax.interop.source import open_model
 from llmc_jax.models import gpt2
+from llmc_jax.run_setup import refuse_long_sequences, refuse_mapping, refuse_numbers
 from llmc_jax.training import memory, parallel
 from llmc_jax.training.memory import Memory
 from llmc_jax.training.rooms import rooms_like
@@ -46,7 +47,9 @@ class PlanConfig(TrainConfig):
         "memory a step may take of a device, e.g. 80GiB; empty: that of --device (of a GPU the "
         "three quarters that JAX takes), or of the one here",
     )
-    num_devices: int = option(1, "how many of them, in all processes", minimum=1)
+    num_devices: int = option(
+        0, "how many of them, in all processes; 0: N of --devices=cpu:N, or one", minimum=0
+    )
     mfu: float = option(0.4, "part of the device's peak that the step reaches", minimum=0.001)
     tokens: int = option(
         0, "tokens to train on; 0: by --max_steps, or one epoch of --train_data", minimum=0
@@ -58,12 +61,12 @@ class PlanConfig(TrainConfig):
 
 def main(cfg: PlanConfig) -> None:
     """Print the tables."""
+    refuse_numbers(cfg)
+    refuse_mapping(cfg)
+    virtual = parallel.select_devices(cfg.devices)
+    cfg = dataclasses.replace(cfg, num_devices=cfg.num_devices or virtual or 1)
     model, _ = open_model(cfg.model)
-    if cfg.sequence_length > model.maxT:
-        raise BadInput(
-            f"--sequence_length={cfg.sequence_length} is longer than --model={cfg.model} can "
-            f"take; use at most {model.maxT}."
-        )
+    refuse_long_sequences(cfg, model)
     device = (
         devices.named(cfg.device) if cfg.device else devices.known(jax.devices()[0].device_kind)
     )
@@ -97,10 +100,10 @@ def memory_limit(cfg: PlanConfig, device: Device | None) -> int:
             raise BadInput(
                 f"--memory={cfg.memory} is not a size; write for instance 80GiB, 16GB or 24000MiB."
             )
-        limit = int(float(match[1]) * UNITS[match[2]])
-        if not limit:
-            raise BadInput(f"--memory={cfg.memory} is none; give what a device has.")
-        return limit
+        limit = float(match[1]) * UNITS[match[2]]
+        if not 1 <= limit < math.inf:
+            raise BadInput(f"--memory={cfg.memory} is what no device has; give what yours has.")
+        return int(limit)
     if cfg.device:
         return int(device.memory * (GPU_FRACTION if device.platform == "gpu" else 1))
     return memory.device_memory()
@@ -173,7 +176,9 @@ def check(chosen, model: ModelConfig, cfg: PlanConfig, platform: str, planned: M
             f"--device={cfg.device} is none; leave --check out."
         )
     if cfg.num_devices != 1 or cfg.zero_stage:
-        raise BadInput("--check compares the step of one device; leave out --num_devices and ZeRO.")
+        raise BadInput(
+            "--check compares the step of one device; leave out --num_devices, --devices and ZeRO."
+        )
     ops.select(cfg.ops, platform)  # to have the kernels loaded
     rows = cfg.total_batch_size // cfg.sequence_length
     shape = (rows // cfg.batch_size, cfg.batch_size, cfg.sequence_length)

@@ -44,6 +44,15 @@ def test_tables_of_a_device_that_is_not_here(capsys):
     assert rows[time] == plan.duration(hours * 3600)
 
 
+def test_virtual_devices_are_counted_unless_another_number_is_given(monkeypatch, capsys):
+    monkeypatch.setattr(plan.parallel, "select_devices", lambda _: 2)
+    planned = memory.Memory(0, 0, 0, {}, 2**30, "")
+    monkeypatch.setattr(memory, "step_memory", lambda *_: planned)
+    for options, told in ((dict(), "2 x"), (dict(num_devices=4), "4 x")):
+        plan.main(cfg(devices="cpu:2", ops="jnp", memory="1GiB", **options))
+        assert f"device   {told}" in capsys.readouterr().out
+
+
 def test_check_compares_with_xla_and_nothing_is_run(capsys):
     plan.main(cfg(check=True, ops="ffi"))
     told = next(line for line in capsys.readouterr().out.splitlines() if "XLA plans" in line)
@@ -77,7 +86,11 @@ def test_largest_batch(bytes_of, limit):
     ("options", "message"),
     [
         (dict(memory="80 giga"), "--memory=80 giga is not a size; write for instance 80GiB"),
-        (dict(memory="0GiB"), "--memory=0GiB is none"),
+        (dict(memory="0GiB"), "--memory=0GiB is what no device has"),
+        (dict(memory="9" * 400), "--memory=9+ is what no device has"),
+        (dict(devices="nonsense"), "--devices=nonsense must be cpu:N"),
+        (dict(learning_rate=float("inf")), "--learning_rate=inf must be finite"),
+        (dict(mapper="pmap", zero_stage=2), "--mapper=pmap keeps the whole state on every device"),
         (dict(device="H1000"), "--device=H1000 is not in the table .* use one of A100-40GB, A100"),
         (dict(sequence_length=33), "--sequence_length=33 is longer than --model=tiny"),
         (dict(model="d7"), "--model=d7 is unknown"),
