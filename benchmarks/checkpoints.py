@@ -27,12 +27,11 @@ import numpy as np
 
 from llmc_jax import machine, ops
 from llmc_jax.config import TrainConfig, model_config
-from llmc_jax.models import gpt2
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.rooms import make_rooms
-from llmc_jax.training.step import init_state, train_step
+from llmc_jax.training.step import init_state, state_shapes, train_step
 
 MODEL = model_config("d12")
 
@@ -96,7 +95,7 @@ def save_and_restore(state, place: Path, number: int) -> dict[str, float]:
 
 def read(what: str, place: Path, mesh) -> float:
     """Seconds for the arrays of the dump (load) or of the checkpoint (restore) to the device."""
-    like = parallel.replicated_like(jax.eval_shape(init_state, gpt2.shapes(MODEL)), mesh)
+    like = parallel.replicated_like(state_shapes(MODEL), mesh)
     jax.block_until_ready(parallel.replicate(np.zeros(1), mesh))
     if what == "load":
         into_page_cache(place / "dump")

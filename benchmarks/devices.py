@@ -103,7 +103,7 @@ def memory(stages: list[int]) -> int:
     from llmc_jax.models import gpt2
     from llmc_jax.training import parallel
     from llmc_jax.training.shards import part_size
-    from llmc_jax.training.step import init_state, train_step
+    from llmc_jax.training.step import state_shapes, train_step
 
     model, mesh, MiB = MODELS["d12"], parallel.make_mesh(), 2**20
     sizes = [math.prod(x.shape) for x in jax.tree.leaves(gpt2.shapes(model))]
@@ -118,7 +118,7 @@ def memory(stages: list[int]) -> int:
             model="d12", max_steps=1, batch_size=1, sequence_length=64, zero_stage=stage
         )
         step = partial(train_step, ops=ops.select("ffi", "cpu")[0], model=model, cfg=cfg)
-        state = parallel.state_like(jax.eval_shape(init_state, gpt2.shapes(model)), mesh, stage)
+        state = parallel.state_like(state_shapes(model), mesh, stage)
         batch = parallel.split_like(
             jax.ShapeDtypeStruct((2, 8, 64), np.int32), mesh, parallel.MICRO_BATCHES
         )

@@ -23,9 +23,8 @@ import numpy as np
 
 from llmc_jax import ops
 from llmc_jax.config import MODELS, ModelConfig, TrainConfig
-from llmc_jax.models import gpt2
 from llmc_jax.training import parallel
-from llmc_jax.training.step import init_state, train_step
+from llmc_jax.training.step import state_shapes, train_step
 
 NODE = 8  # GPUs
 T = 1024
@@ -81,7 +80,7 @@ def compiled_cost(model: ModelConfig, stage: int) -> Cost:
         recompute=0,
     )
     step = partial(train_step, ops=ops.select("jnp", "cpu")[0], model=model, cfg=cfg)
-    state = parallel.state_like(jax.eval_shape(init_state, gpt2.shapes(model)), mesh, stage)
+    state = parallel.state_like(state_shapes(model), mesh, stage)
     batch = jax.ShapeDtypeStruct((1, mesh.size, T), np.int32)
     batch = parallel.split_like(batch, mesh, parallel.MICRO_BATCHES)
     mapped = parallel.map_train_step(step, mesh, stage=stage)

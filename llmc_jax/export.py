@@ -25,7 +25,7 @@ from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.lock import locked
 from llmc_jax.training.run_dir import RunDir, open_run_dir
-from llmc_jax.training.step import init_state
+from llmc_jax.training.step import init_state, state_shapes
 
 LLMC_DTYPES = {"llmc": "float32", "llmc_bf16": "bfloat16"}
 # Largest difference of logits that --verify takes, relative to their size: that of sums in another
@@ -118,9 +118,7 @@ def _read_checkpoint(folder: Path, step: int) -> Source:
         step = choose_step(folder, step, checkpoints)
         run = checkpoints.restore_run(step)
         model = ModelConfig(**run["model"])
-        like = parallel.replicated_like(
-            jax.eval_shape(init_state, gpt2.shapes(model)), parallel.make_mesh()
-        )
+        like = parallel.replicated_like(state_shapes(model), parallel.make_mesh())
         state = jax.device_get(checkpoints.restore_state(step, like))
     return Source(model, state.params, run["config"]["dtype"], step, (state.m, state.v))
 

@@ -22,7 +22,7 @@ from llmc_jax.run_setup import refuse_long_sequences, refuse_mapping, refuse_num
 from llmc_jax.training import memory, parallel
 from llmc_jax.training.memory import Memory
 from llmc_jax.training.rooms import rooms_like
-from llmc_jax.training.step import init_state, train_step
+from llmc_jax.training.step import state_shapes, train_step
 
 UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # What JAX's allocator takes of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
@@ -182,7 +182,7 @@ def check(chosen, model: ModelConfig, cfg: PlanConfig, platform: str, planned: M
     ops.select(cfg.ops, platform)  # to have the kernels loaded
     rows = cfg.total_batch_size // cfg.sequence_length
     shape = (rows // cfg.batch_size, cfg.batch_size, cfg.sequence_length)
-    state = jax.eval_shape(init_state, gpt2.shapes(model))
+    state = state_shapes(model)
     batch = jax.ShapeDtypeStruct(shape, jnp.int32)
     rooms = rooms_like(chosen, model, cfg, platform, devices=1)
     step = partial(train_step, ops=chosen, model=model, cfg=cfg)

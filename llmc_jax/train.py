@@ -8,14 +8,11 @@ from contextlib import ExitStack, closing
 from functools import partial
 from typing import NamedTuple
 
-import jax
-
 from llmc_jax import ffi, program
 from llmc_jax.banner import print_banner, report_files
 from llmc_jax.batches import train_batches
 from llmc_jax.config import BadInput, RunStopped, TrainConfig
 from llmc_jax.milestones import Milestones
-from llmc_jax.models import gpt2
 from llmc_jax.run_setup import Setup, meet, place_after, set_up
 from llmc_jax.training import memory, parallel, processes, shards
 from llmc_jax.training.checkpoint import Checkpointer
@@ -30,7 +27,7 @@ from llmc_jax.training.rooms import maker_of_rooms, placed_rooms_like
 from llmc_jax.training.run_dir import RunDir, open_run_dir
 from llmc_jax.training.saver import Saver
 from llmc_jax.training.startup import Startup
-from llmc_jax.training.step import TrainState, init_state, train_step
+from llmc_jax.training.step import TrainState, state_shapes, train_step
 from llmc_jax.training.stop import Stop
 from llmc_jax.training.trackers import open_trackers
 
@@ -172,7 +169,7 @@ def first_state(setup: Setup, place: Place, startup: Startup):
     cfg, model, mesh = setup.cfg, setup.model, setup.mesh
     start = place.start.step if place.start.saved else None
     if place.checkpoints:
-        like = jax.eval_shape(init_state, gpt2.shapes(model))
+        like = state_shapes(model)
         place.checkpoints.reserve(like, touch=cfg.saves_checkpoints)
     like, rooms = state_like(model, cfg, mesh), placed_rooms_like(setup.ops, model, cfg, mesh)
     with ThreadPoolExecutor(1) as beside:

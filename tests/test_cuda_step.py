@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from llmc_jax import ffi, ops
-from llmc_jax.models import gpt2
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
-from llmc_jax.training.step import init_state, train_step
+from llmc_jax.training.step import init_state, state_shapes, train_step
 from tests import tiny
 
 # heads of a size that the kernels take
@@ -64,7 +63,7 @@ def lowered() -> str:
     cfg = tiny.config(dtype="bfloat16", recompute=1)
     chosen, _ = ops.select("cuda", "gpu")
     step = parallel.map_train_step(partial(train_step, ops=chosen, model=MODEL, cfg=cfg), mesh)
-    state = jax.eval_shape(init_state, gpt2.shapes(MODEL))
+    state = state_shapes(MODEL)
     data = (jax.ShapeDtypeStruct((1, B, T), jnp.int32),) * 2
     return step.trace(state, [], *data).lower(lowering_platforms=("cuda",)).as_text()
 

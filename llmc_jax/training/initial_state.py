@@ -14,7 +14,7 @@ from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel, processes, shards
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.resume import open_weights
-from llmc_jax.training.step import TrainState, init_state
+from llmc_jax.training.step import TrainState, init_state, state_shapes
 
 
 def make_state(
@@ -66,7 +66,7 @@ def restored_state(
     like = state_like(model, cfg, mesh)
     stage = shards.stage_in_force(cfg, mesh.size)
     if stage or processes.several():
-        like = parallel.on_host(jax.eval_shape(init_state, gpt2.shapes(model)))
+        like = parallel.on_host(state_shapes(model))
         state = parallel.place_state(checkpoints.restore_state(start, like), mesh, stage)
     else:
         state = checkpoints.restore_state(start, like)
@@ -96,5 +96,5 @@ def weights_of_another_run(cfg: TrainConfig, model: ModelConfig) -> Params:
 
 def state_like(model: ModelConfig, cfg: TrainConfig, mesh) -> TrainState:
     """The state as shapes: all that compiling has to know of it."""
-    like = jax.eval_shape(init_state, gpt2.shapes(model))
+    like = state_shapes(model)
     return parallel.state_like(like, mesh, shards.stage_in_force(cfg, mesh.size))

@@ -24,7 +24,7 @@ from llmc_jax.ops import Ops
 from llmc_jax.ops.op import size
 from llmc_jax.training import liveness, parallel, shards
 from llmc_jax.training.rooms import rooms_like
-from llmc_jax.training.step import init_state, train_step
+from llmc_jax.training.step import state_shapes, train_step
 
 
 class Memory(NamedTuple):
@@ -56,7 +56,7 @@ def step_memory(
     above to 21 % below with jnp.
     """
     stage, mesh = shards.stage_in_force(cfg, devices), parallel.planned_mesh(devices)
-    like = jax.eval_shape(init_state, gpt2.shapes(model))
+    like = state_shapes(model)
     several = cfg.total_batch_size > cfg.batch_size * cfg.sequence_length * devices
     # two micro-batches are as many as any number, but for the tokens
     rows = cfg.batch_size * devices

@@ -51,6 +51,11 @@ def init_state(params: Params) -> TrainState:
     return TrainState(params, m, v, jnp.int32(0), *windows)
 
 
+def state_shapes(model: ModelConfig) -> TrainState:
+    """The state as shapes and types, whole."""
+    return jax.eval_shape(init_state, gpt2.shapes(model))
+
+
 def train_step(
     state: TrainState,
     rooms: list[Array],

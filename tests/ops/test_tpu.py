@@ -12,10 +12,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from llmc_jax import ops
 from llmc_jax.config import ModelConfig, TrainConfig
-from llmc_jax.models import gpt2
 from llmc_jax.ops import attention, classifier
 from llmc_jax.training import parallel
-from llmc_jax.training.step import init_state, train_step
+from llmc_jax.training.step import state_shapes, train_step
 
 KERNELS = {"_flash_attention_kernel", "_flash_attention_dkv_kernel", "_flash_attention_dq_kernel"}
 
@@ -76,7 +75,7 @@ def test_the_whole_step_lowers_for_tpus(monkeypatch, dtype):
         batch_size=2, sequence_length=256, total_batch_size=512, max_steps=9, schedule_steps=9,
         dtype=dtype,
     )  # fmt: skip
-    state = jax.eval_shape(init_state, gpt2.shapes(model))
+    state = state_shapes(model)
     batch = jax.ShapeDtypeStruct((1, 2, 256), jnp.int32)
     step = partial(train_step, ops=chosen, model=model, cfg=cfg)
     traced = parallel.map_train_step(step, parallel.make_mesh()).trace(state, [], batch, batch)

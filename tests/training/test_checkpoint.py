@@ -10,11 +10,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Block
 from llmc_jax.training import arrays, checkpoint, manifest, parallel
 from llmc_jax.training.checkpoint import Checkpointer
-from llmc_jax.training.step import TrainState, init_state
+from llmc_jax.training.step import TrainState, state_shapes
 from tests import tiny
 
 MODEL = dataclasses.replace(tiny.MODEL, L=12)  # from ten layers on, names of layers sort oddly
@@ -22,7 +21,7 @@ MODEL = dataclasses.replace(tiny.MODEL, L=12)  # from ten layers on, names of la
 
 def make_state() -> TrainState:
     """A state whose leaves all differ."""
-    shapes = jax.eval_shape(init_state, gpt2.shapes(MODEL))
+    shapes = state_shapes(MODEL)
     leaves, tree = jax.tree.flatten(shapes)
     filled = [jnp.full(x.shape, number, x.dtype) for number, x in enumerate(leaves)]
     return parallel.replicate(tree.unflatten(filled), parallel.make_mesh())
