@@ -2,7 +2,6 @@
 
 import sys
 import time
-from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -35,10 +34,11 @@ class Progress:
             self._bar.update()
         elif time.monotonic() - self._last_line >= LINE_EVERY_S or step + 1 == self._total:
             self._last_line = time.monotonic()
-            _print(
+            print(
                 f"step {step + 1:4d}/{self._total} | loss {metrics.loss:7.6f} | "
                 f"norm {metrics.grad_norm:6.4f} | lr {metrics.learning_rate:.2e} | "
-                f"{1000 * step_time_s:.2f} ms | {self._rate:.0f} tok/s"
+                f"{1000 * step_time_s:.2f} ms | {self._rate:.0f} tok/s",
+                flush=True,
             )
 
     def message(self, text: str) -> None:
@@ -46,18 +46,12 @@ class Progress:
         if self._bar is not None:
             self._bar.write(text)
         else:
-            _print(text)
+            print(text, flush=True)
 
     def close(self) -> None:
         """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.close()
-
-
-def _print(text: str) -> None:
-    """Print a line; where it cannot be, because the screen is a file on a full disk, go on."""
-    with suppress(OSError):
-        print(text, flush=True)
 
 
 def _smooth(average: float, new: float) -> float:
