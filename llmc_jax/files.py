@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what is in them."""
+"""Files that appear whole or not at all, what is in them, and how they are set aside."""
 
 import hashlib
 import os
