@@ -92,6 +92,11 @@ def canonical_model(descriptor: str) -> str:
     return descriptor.removeprefix("gpt2:") if descriptor.startswith("gpt2:d") else descriptor
 
 
+def is_descriptor(name: str) -> bool:
+    """Whether `name` is a model of MODELS, and so never a path: ./d12 is one."""
+    return canonical_model(name) in MODELS
+
+
 def option(default, help: str, *, choices=None, minimum=None, may_change: bool = False):
     """A dataclass field that is also a command-line flag.
 

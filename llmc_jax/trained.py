@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from llmc_jax.config import MODELS, BadInput, ModelConfig, option
+from llmc_jax.config import BadInput, ModelConfig, is_descriptor, option
 from llmc_jax.interop.source import open_model
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
@@ -79,11 +79,12 @@ def open_trained(mesh, *, run: str, model: str, step: int = -1) -> Trained:
 
 
 def _read_file(name: str, mesh) -> Trained:
-    if not name.startswith("hf:") and not Path(name).is_file():
+    if is_descriptor(name) or not (name.startswith("hf:") or Path(name).is_file()):
         is_a = "is a directory" if Path(name).is_dir() else "is no file"
         raise BadInput(
-            f"--model={name} {'has no weights' if name in MODELS else is_a}; write a model file of "
-            f"llm.c --model=PATH.bin, a folder of Hugging Face --model=hf:PATH, a run --run=PATH."
+            f"--model={name} {'has no weights' if is_descriptor(name) else is_a}; write a model "
+            f"file of llm.c --model=PATH.bin, a folder of Hugging Face --model=hf:PATH, a run "
+            f"--run=PATH."
         )
     model, weights = open_model(name)
     dtype = "float32" if weights.wte.dtype == np.float32 else "bfloat16"

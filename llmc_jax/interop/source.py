@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llmc_jax.config import MODELS, BadInput, ModelConfig, model_config
+from llmc_jax.config import MODELS, BadInput, ModelConfig, is_descriptor, model_config
 from llmc_jax.interop import huggingface, llmc
 from llmc_jax.models.gpt2 import Params
 
@@ -13,6 +13,8 @@ def open_model(name: str, flag: str = "model") -> tuple[ModelConfig, Params | No
     name: a descriptor of config.MODELS, PATH.bin (llm.c's -e, fp32 or bf16) or hf:PATH, hf:NAME.
     Raises BadInput, which names `flag`, where there is no such model.
     """
+    if is_descriptor(name):
+        return model_config(name, flag), None
     if name.startswith("hf:"):
         return huggingface.read_model(huggingface.find(name.removeprefix("hf:")))
     if not Path(name).exists() and ("/" in name or name.endswith(".bin")):
