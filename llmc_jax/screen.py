@@ -47,7 +47,8 @@ class Screen:
 
 
 def protect() -> None:
-    """From here on a stream that is closed, or cannot be written, makes no error anywhere else.
+    """From here on a stream that is closed, cannot be written, or lacks a character, makes no error
+    anywhere else.
 
     Where standard output is lost, print raises Gone, or RunStopped where it was not for want of a
     reader.
@@ -55,6 +56,10 @@ def protect() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # the lowest number first
         if getattr(sys, name) is None:  # closed by who started this
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A sample's letters are none of ASCII's, a prompt's may be half a pair of UTF-16.
+            stream.reconfigure(errors="backslashreplace")
     sys.stdout = Screen(sys.stdout, _end)
     sys.stderr = Screen(sys.stderr, lambda error: None)
 

@@ -70,6 +70,13 @@ def test_lost_standard_error_is_no_error(protect):
     print("remark", file=sys.stderr, flush=True)
 
 
+def test_letters_that_a_stream_has_not_are_written_as_numbers(protect):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    protect(stdout=stream)
+    assert program.ended(lambda: print("na\u00efve \udcff")) is None
+    assert stream.buffer.getvalue() == b"na\\xefve \\udcff\n"
+
+
 def test_closed_streams_are_empty_ones(protect):
     """As `<&- >&- 2>&-` leaves them."""
     protect()
