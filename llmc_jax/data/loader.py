@@ -19,7 +19,7 @@ import numpy as np
 
 from llmc_jax.config import BadInput
 from llmc_jax.data.order import MILLION, CounterOrder, LlmcOrder, MixedOrder
-from llmc_jax.data.tokens import find_shards, read_shard
+from llmc_jax.data.tokens import find_shards, read_shards
 
 SAMPLED = 4096  # tokens at each end of a shard that identify it
 
@@ -53,7 +53,7 @@ class TokenLoader:
         paths = [find_shards(flag, globs) for globs, _ in sets]
         self.paths = [path for of_set in paths for path in of_set]
         # As plain arrays: a slice of a numpy.memmap takes longer than to copy what is in it.
-        self.shards = [np.asarray(read_shard(path)) for path in self.paths]
+        self.shards = [np.asarray(shard) for shard in read_shards(flag, self.paths)]
         counts = [max(0, (len(shard) - 1) // T) for shard in self.shards]
         self.ends = list(itertools.accumulate(counts))  # sequences up to and with each shard
         numbers = iter(counts)

@@ -4,8 +4,11 @@ A header of 256 little-endian int32, [0] magic, [1] version, [2] number of token
 tokens: uint16 of GPT-2's vocabulary, or uint32 of Llama 3's.
 """
 
+import contextlib
+import errno
 import glob
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,7 @@ def read_shard(path: str | Path) -> np.ndarray:
         size = os.path.getsize(path)
         header = np.fromfile(path, "<i4", count=HEADER_INTS)
     except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}.") from error
+        raise _unreadable(path, error) from error
     dtype = KINDS.get(tuple(header[:2].tolist()))
     if len(header) < HEADER_INTS or dtype is None or header[2] < 0:
         kinds = " or ".join(f"{magic}, version {version}" for magic, version in KINDS)
@@ -40,7 +43,41 @@ def read_shard(path: str | Path) -> np.ndarray:
             f"{header[2]} tokens ({expected} bytes) and it has {size} bytes; make it again with "
             f"python -m llmc_jax.prepare."
         )
-    return np.memmap(path, dtype, mode="r", offset=HEADER_BYTES, shape=(int(header[2]),))
+    try:
+        return np.memmap(path, dtype, mode="r", offset=HEADER_BYTES, shape=(int(header[2]),))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def read_shards(flag: str, paths: list[str]) -> list[np.ndarray]:
+    """The tokens of each shard, memory-mapped. Raises BadInput where one is no shard, or where they
+    are more than this process may have open; `flag` named them."""
+    _allow_files(len(paths))
+    try:
+        return [read_shard(path) for path in paths]
+    except BadInput as error:
+        if getattr(error.__cause__, "errno", None) != errno.EMFILE:
+            raise
+        raise BadInput(
+            f"--{flag} names {len(paths)} shards, and this process may have "
+            f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]} files open; raise that with "
+            f"ulimit -n, or name fewer shards."
+        ) from error
+
+
+def _allow_files(count: int) -> None:
+    """Let this process have `count` more files open, as far as the system lets it: a mapped file
+    stays open, and usually 1,024 may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + count
+    if soft != resource.RLIM_INFINITY:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(OSError, ValueError):  # a system with a lower limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def _unreadable(path: str | Path, error: OSError) -> BadInput:
+    return BadInput(f"{path} cannot be read: {error.strerror}.")
 
 
 def write_shard(path: str | Path, tokens: np.ndarray, dtype="uint16") -> None:

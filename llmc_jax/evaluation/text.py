@@ -10,7 +10,7 @@ import numpy as np
 from llmc_jax.config import BadInput, ModelConfig
 from llmc_jax.data.loader import split_weights
 from llmc_jax.data.tokenizer import EOT, tokenizer
-from llmc_jax.data.tokens import find_shards, read_shard
+from llmc_jax.data.tokens import find_shards, read_shards
 from llmc_jax.evaluation.scorer import Row
 from llmc_jax.models.gpt2 import Params
 
@@ -45,7 +45,7 @@ def read_rows(flag: str, pattern: str, *, model: ModelConfig, T: int) -> Iterato
     """
     sets = split_weights(flag, pattern)
     paths = [path for globs, _ in sets for path in find_shards(flag, globs)]
-    shards = [read_shard(path) for path in paths]
+    shards = read_shards(flag, paths)
     if all(len(tokens) < 2 for tokens in shards):
         raise BadInput(f"--{flag}={pattern} holds no two tokens; prepare more text.")
     return _rows(paths, shards, model.V, T)

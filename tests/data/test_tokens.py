@@ -1,13 +1,16 @@
 """Shards are llm.c's, byte for byte, and a broken one is refused by name."""
 
+import os
+import resource
 import struct
 
 import numpy as np
 import pytest
 
 from llmc_jax.config import BadInput
+from llmc_jax.data import tokens
 from llmc_jax.data.loader import TokenLoader
-from llmc_jax.data.tokens import find_shards, read_shard, write_shard
+from llmc_jax.data.tokens import find_shards, read_shard, read_shards, write_shard
 
 
 def test_a_shard_is_llm_cs_header_and_uint16(tmp_path):
@@ -47,11 +50,35 @@ def test_globs_are_sorted_and_must_match(tmp_path):
 
 
 def test_tokens_of_32_bits(tmp_path):
-    tokens = np.array([0, 65536, 128255])
-    write_shard(tmp_path / "a.bin", tokens, dtype="uint32")
-    assert np.array_equal(read_shard(tmp_path / "a.bin"), tokens)
+    large = np.array([0, 65536, 128255])
+    write_shard(tmp_path / "a.bin", large, dtype="uint32")
+    assert np.array_equal(read_shard(tmp_path / "a.bin"), large)
     header = np.fromfile(tmp_path / "a.bin", "<i4", count=4)
     assert header.tolist() == [20240801, 7, 3, 0]
+
+
+@pytest.fixture
+def few_files():
+    """The number of the last file that this process may have open; a little above now's."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = max(int(name) for name in os.listdir("/proc/self/fd")) + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_shards_than_files_may_be_open(tmp_path, few_files):
+    """The limit is raised where that may be; else it is named."""
+    write_shard(tmp_path / "a.bin", np.arange(4))
+    paths = [f"{tmp_path}/a.bin"] * (few_files + 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "_allow_files", lambda count: None)
+        message = f"--val_data names {len(paths)} shards, and this .* {few_files} files open; raise"
+        with pytest.raises(BadInput, match=message):
+            read_shards("val_data", paths)
+    assert [shard.tolist() for shard in read_shards("val_data", paths)] == [[0, 1, 2, 3]] * len(
+        paths
+    )
 
 
 def test_a_shard_of_more_than_2_gib(tmp_path):
