@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+TINY = 1e-30  # the least temperature: float32 has smaller ones as 0, and 0 / 0 is no number
+
 
 class Choice(NamedTuple):
     """Which tokens are drawn from, in this order, as in Hugging Face's generate."""
@@ -22,7 +24,9 @@ def draw(logits, seeds, number, temperature, *, top_k: int, top_p: float):
     the rest as in Choice (top_p: Holtzman et al. 2019, arXiv:1904.09751).
     """
     scores, tokens = lax.top_k(logits, top_k) if top_k else (logits, None)
-    probabilities = jax.nn.softmax(scores / temperature, axis=-1)
+    # of differences to the best: a temperature near 0 makes them -inf, and scores inf - inf
+    scores = scores - jnp.max(scores, axis=-1, keepdims=True)
+    probabilities = jax.nn.softmax(scores / jnp.maximum(temperature, TINY), axis=-1)
     if top_p < 1:
         probabilities = jnp.where(nucleus(probabilities, top_p), probabilities, 0)
     coins = jax.vmap(lambda seed: _coin(seed, number))(seeds)
