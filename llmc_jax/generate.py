@@ -1,5 +1,6 @@
 """Text from a trained model: python -m llmc_jax.generate --run=runs/quickstart --prompt='def '."""
 
+import codecs
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,23 +53,15 @@ class Text:
     """A text that grows by tokens; what is returned of it are whole characters."""
 
     def __init__(self):
-        self._rest = b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: int) -> str:
         """The characters that are complete with this token."""
-        text = self._rest + token_bytes(tokenizer(), token)
-        try:
-            self._rest = b""
-            return text.decode()
-        except UnicodeDecodeError as error:
-            if error.end < len(text) or len(text) - error.start > 3:  # broken, not unfinished
-                return text.decode(errors="replace")
-            self._rest = text[error.start :]
-            return text[: error.start].decode()
+        return self._decoder.decode(token_bytes(tokenizer(), token))
 
     def end(self) -> str:
         """What is left: a character that was not completed."""
-        return self._rest.decode(errors="replace")
+        return self._decoder.decode(b"", final=True)
 
 
 def main(cfg: GenerateConfig) -> None:

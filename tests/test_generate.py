@@ -132,11 +132,13 @@ def test_a_text_grows_by_whole_characters():
     assert (text.add(first), text.end()) == ("", REPLACED)
 
 
-@pytest.mark.parametrize("broken", [b"\xff", b"\xe2\x28", b"\xf0\x9f\x99\xf0"])
-def test_broken_characters_are_replaced(broken, monkeypatch):
+@pytest.mark.parametrize("broken", [b"\xff", b"\xe2\x28", b"\xf0\x9f\x99\xf0", b"\xff\xe2"])
+@pytest.mark.parametrize("after", [b"a", b"\x98\x83"])
+def test_broken_characters_are_replaced(broken, after, monkeypatch):
+    """Also where a whole one begins in the same token."""
     monkeypatch.setattr(generate, "token_bytes", lambda _, token: token)
     text = generate.Text()
-    assert text.add(broken) + text.add(b"a") + text.end() == (broken + b"a").decode(
+    assert text.add(broken) + text.add(after) + text.end() == (broken + after).decode(
         errors="replace"
     )
 
