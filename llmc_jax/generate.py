@@ -97,16 +97,16 @@ def read_prompts(cfg: GenerateConfig) -> list[str]:
         raise BadInput("--samples is for --prompt and --prompts; leave it out of --interactive.")
     if not cfg.prompts:
         return list(cfg.prompt) or [""]
-    try:
-        lines = Path(cfg.prompts).read_text().splitlines()
+    try:  # bytes: read_text would end lines at a CR too, and read in the locale's encoding
+        text = Path(cfg.prompts).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise BadInput(
             f"--prompts={cfg.prompts} cannot be read: {why}; name a file with a prompt a line."
         ) from error
-    if not lines:
+    if not text:
         raise BadInput(f"--prompts={cfg.prompts} is empty; it must have a prompt a line.")
-    return lines
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def open_generator(cfg: GenerateConfig, trained: Trained, T: int) -> Callable:

@@ -63,6 +63,14 @@ def test_several_prompts_are_each_continued_as_alone(write, tmp_path):
     assert from_file == "".join(wanted[:3])
 
 
+def test_a_prompt_ends_with_its_line_only(tmp_path):
+    """Not at what Unicode also ends lines with; a CR before the end is Windows'."""
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("na\u00efve\u2028a\fb\rc\r\n\nd".encode())
+    prompts = generate.read_prompts(generate.GenerateConfig(prompts=str(path)))
+    assert prompts == ["na\u00efve\u2028a\fb\rc", "", "d"]
+
+
 def test_tokens_that_the_tokenizer_does_not_have_are_replaced(write, monkeypatch):
     """The model's vocabulary is larger, as nanoGPT's is."""
     monkeypatch.setattr(tiny.Letters, "n_vocab", ord("I") - 33)
