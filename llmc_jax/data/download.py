@@ -113,6 +113,8 @@ def _fetch_all(url, path, part, sha256, size, retries) -> None:
             reason = str(error)
         except urllib.error.HTTPError as error:
             raise by_hand(url, path, f"the server says {error.code} {error.reason}") from error
+        except ValueError as error:  # of urllib: no address at all
+            raise by_hand(url, path, str(error)) from error
         failures = 1 if _size(part) > seen else failures + 1
         seen = max(seen, _size(part))
         if failures > retries:

@@ -178,6 +178,37 @@ def test_a_list_that_is_gone(web, tmp_path):
         prepare.main(cfg)
 
 
+@pytest.mark.parametrize(
+    "kept", [b"", b"[]", b"{}", b'{"files": [{"url": "http://elsewhere"}]}', None]
+)
+def test_a_listing_that_is_broken_or_of_another_folder_is_made_again(web, tmp_path, kept):
+    """None: it is FineWeb-Edu's."""
+    folder = tmp_path / "downloads/fineweb_sample_10BT"
+    folder.mkdir(parents=True)
+    if kept is None:
+        prepare.main(config(web, tmp_path / "edu", "fineweb", fineweb_type="edu"))
+        kept = next((tmp_path / "edu/downloads").rglob("hub.json")).read_bytes()
+    (folder / "hub.json").write_bytes(kept)
+    web.asked.clear()
+    prepare.main(config(web, tmp_path, "fineweb", fineweb_version="sample"))
+    assert shards(tmp_path, "val") + shards(tmp_path, "train") == tokens_of(TEXTS[:10])
+    assert not any("edu" in address for address in web.asked)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [("http://127.0.0.1:1", "Connection refused"), ("nowhere", "unknown url type")],
+)
+def test_a_listing_serves_for_another_hub(web, tmp_path, address, reason):
+    """The same files are fetched from where --hub says now."""
+    cfg = config(web, tmp_path, "fineweb", fineweb_version="sample")
+    prepare.main(cfg)
+    (tmp_path / "downloads/fineweb_sample_10BT/000_00000.parquet").unlink()
+    wanted = rf"{address}/datasets/HuggingFaceFW/fineweb/resolve/{COMMIT}/sample/10BT/000_00000"
+    with pytest.raises(BadInput, match=rf"{wanted}.parquet cannot be downloaded \({reason}"):
+        prepare.main(dataclasses.replace(cfg, hub=address))
+
+
 @pytest.fixture
 def ready(hub, tmp_path):
     """A repository with three shards for training and one for validation."""

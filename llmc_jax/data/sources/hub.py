@@ -27,6 +27,20 @@ class Remote(NamedTuple):
         return f"{self.hub}/datasets/{self.repo}/tree/main/{self.folder}".rstrip("/")
 
 
+class Listing(NamedTuple):
+    """The files of a Remote, as they were when it was listed."""
+
+    repo: str
+    folder: str
+    commit: str
+    files: list[dict]  # file, bytes, sha256 (None of small ones: git knows none), sorted
+
+    def url(self, hub: str, file: str) -> str:
+        """Where a file is on this hub."""
+        path = f"{self.folder}/{file}".strip("/")
+        return f"{hub}/datasets/{self.repo}/resolve/{self.commit}/{path}"
+
+
 def fetch(remote: Remote, pattern: str, into: Path, *, names: list[str] | None = None):
     """The files of `remote` that match `pattern` (of these, where given, only `names`), in order
     of their names: [(path, description for the manifest)].
@@ -35,21 +49,20 @@ def fetch(remote: Remote, pattern: str, into: Path, *, names: list[str] | None =
     reached, the files that lie in `into` are taken, if there are any. Raises BadInput.
     """
     try:
-        files = _listing(remote, into)
+        listing = _listing(remote, into)
     except Unreachable as error:
         return _by_hand(remote, pattern, into, names, error)
-    chosen = [f for f in files if fnmatch(f["file"], pattern)]
+    chosen = [f for f in listing.files if fnmatch(f["file"], pattern)]
     if names is not None:
         chosen = [f for f in chosen if f["file"] in names]
     if not chosen:
         raise BadInput(f"{remote.page} has no {pattern}; look there what has become of it.")
-    return [
-        (
-            download(f["url"], into / f["file"], size=f["bytes"], sha256=f["sha256"]),
-            {key: f[key] for key in ("file", "bytes", "sha256")},
-        )
+    paths = [
+        download(listing.url(remote.hub, f["file"]), into / f["file"], size=f["bytes"],
+                 sha256=f["sha256"])
         for f in chosen
-    ]
+    ]  # fmt: skip
+    return list(zip(paths, chosen, strict=True))
 
 
 def _by_hand(remote, pattern, into, names, error):
@@ -65,31 +78,41 @@ def _by_hand(remote, pattern, into, names, error):
     return [(path, describe(path)) for path in paths]
 
 
-def _listing(remote: Remote, into: Path) -> list[dict]:
-    """file, url, bytes, sha256 of each file of the folder, sorted; kept in `into`."""
-    path = into / LISTING
-    if path.exists():
-        return json.loads(path.read_bytes())
+def _listing(remote: Remote, into: Path) -> Listing:
+    """The listing that is kept in `into`, or what the Hub says, which is kept there from now on."""
+    if kept := _kept(remote, into):
+        return kept
     try:
         commit, entries = _entries(f"{remote.hub}/api/datasets/{remote.repo}", remote.folder)
+        files = [
+            dict(
+                file=entry["path"].rsplit("/", 1)[-1],
+                bytes=entry["size"],
+                sha256=(entry.get("lfs") or {}).get("oid"),
+            )
+            for entry in sorted(entries, key=lambda entry: entry["path"])
+        ]
     except (ValueError, KeyError, TypeError) as error:  # a proxy, say, that wants a password
         raise Unreachable("what answers there is not the Hub") from error
-    files = [
-        dict(
-            file=entry["path"].rsplit("/", 1)[-1],
-            url=f"{remote.hub}/datasets/{remote.repo}/resolve/{commit}/{entry['path']}",
-            bytes=entry["size"],
-            sha256=(entry.get("lfs") or {}).get("oid"),  # git knows no SHA-256 of small files
-        )
-        for entry in sorted(entries, key=lambda entry: entry["path"])
-    ]
     try:
         into.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"{into} cannot be made: {error.strerror}; make room for it.") from error
-    with new_file(path) as file:
-        file.write(json.dumps(files, indent=1).encode())
-    return files
+    listing = Listing(remote.repo, remote.folder, commit, files)
+    with new_file(into / LISTING, overwrite=True) as file:
+        file.write(json.dumps(listing._asdict(), indent=1).encode())
+    return listing
+
+
+def _kept(remote: Remote, into: Path) -> Listing | None:
+    """The listing in `into`; None where there is none, a broken one, or another folder's."""
+    try:
+        listing = Listing(**json.loads((into / LISTING).read_bytes()))
+        files = [{key: file[key] for key in ("file", "bytes", "sha256")} for file in listing.files]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    same = (listing.repo, listing.folder) == (remote.repo, remote.folder)
+    return listing._replace(files=files) if same else None
 
 
 def _entries(api: str, folder: str) -> tuple[str, list[dict]]:
