@@ -23,6 +23,7 @@ from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Block, Params
 
 MAGIC, VERSION = 20240527, 1
+DONE = "DONE_" + "[0-9]" * 8  # the last file of a checkpoint
 MT19937_BYTES = 2520  # struct mt19937_state
 
 
@@ -59,7 +60,7 @@ class _Rank(NamedTuple):
 
 def is_llmc_run(folder: Path) -> bool:
     """Whether `folder` is an output directory of llm.c with a complete checkpoint."""
-    return any(folder.glob("DONE_????????"))
+    return any(folder.glob(DONE))
 
 
 def read_run(folder: str | Path, step: int = -1) -> LlmcRun:
@@ -68,7 +69,7 @@ def read_run(folder: str | Path, step: int = -1) -> LlmcRun:
     Raises BadInput where files are missing or do not fit together.
     """
     folder = Path(folder)
-    done = sorted(int(path.name.removeprefix("DONE_")) for path in folder.glob("DONE_????????"))
+    done = sorted(int(path.name.removeprefix("DONE_")) for path in folder.glob(DONE))
     step = done[-1] if step == -1 and done else step
     if step not in done:
         raise BadInput(
@@ -77,9 +78,12 @@ def read_run(folder: str | Path, step: int = -1) -> LlmcRun:
     model, weights = read_model(folder / f"model_{step:08d}.bin")
     first = folder / f"state_{step:08d}_00000.bin"
     header = read_header(first, MAGIC, (VERSION,), "an optimizer state of llm.c")
-    count = int(header[2])
-    files = [folder / f"state_{step:08d}_{rank:05d}.bin" for rank in range(count)]
-    ranks = [_read_rank(file, model, rank, count) for rank, file in enumerate(files)]
+    if (count := int(header[2])) < 1:
+        raise BadInput(f"{first} says that {count} processes wrote it; copy it again.")
+    ranks = [
+        _read_rank(folder / f"state_{step:08d}_{rank:05d}.bin", model, rank, count)
+        for rank in range(count)
+    ]
     merged = [_merge(parts, model) for parts in zip(*(r.tensors for r in ranks), strict=True)]
     params = merged[2] if len(merged) == 3 else weights
     dtype = "bfloat16" if weights.wte.dtype.itemsize == 2 else "float32"
@@ -122,8 +126,10 @@ def _tail_bytes(path: Path, begin: int, shuffled: bool) -> int:
             file.seek(place)
             return int.from_bytes(file.read(8), "little")
 
-        shards = 8 + 4 * size_at(begin)
-        return shards + 8 + 4 * size_at(begin + shards) + MT19937_BYTES
+        end = begin + 8 + 4 * size_at(begin)
+        if end > os.path.getsize(path):  # it is no size: the tensors do not end at `begin`
+            return end - begin
+        return end - begin + 8 + 4 * size_at(end) + MT19937_BYTES
 
 
 def _merge(parts: list[np.ndarray], model: ModelConfig) -> Params:

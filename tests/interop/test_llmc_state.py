@@ -73,6 +73,7 @@ def test_without_master_weights_the_models_are_taken(tmp_path, trees):
 
 
 def test_what_is_missing_or_broken_is_named(tmp_path, trees):
+    (tmp_path / "DONE_abcdefgh").touch()
     assert not llmc_state.is_llmc_run(tmp_path)
     write_run(tmp_path, trees, ranks=2, sharded=True)
     assert llmc_state.is_llmc_run(tmp_path)
@@ -88,4 +89,25 @@ def test_what_is_missing_or_broken_is_named(tmp_path, trees):
         llmc_state.read_run(tmp_path)
     second.unlink()
     with pytest.raises(BadInput, match=r"00001\.bin cannot be read: No such file"):
+        llmc_state.read_run(tmp_path)
+    first = tmp_path / f"state_{STEP:08d}_00000.bin"
+    data = bytearray(first.read_bytes())
+    data[8:12] = bytes(4)
+    first.write_bytes(data)
+    with pytest.raises(BadInput, match=r"00000\.bin says that 0 processes wrote it"):
+        llmc_state.read_run(tmp_path)
+
+
+def test_a_state_of_another_model_is_named(tmp_path, trees):
+    """What lies where its tensors would end is no size, but may be read as one."""
+    write_run(tmp_path, [jax.tree.map(lambda x: np.full_like(x, -1e30), tree) for tree in trees])
+    path = tmp_path / f"state_{STEP:08d}_00000.bin"
+    data = path.read_bytes()
+    path.write_bytes(data + b"\xff" * 64)
+    with pytest.raises(BadInput, match="is truncated or not of the model beside it"):
+        llmc_state.read_run(tmp_path)
+    header = bytearray(data)
+    header[16:20] = bytes(4)  # it says that there are no master weights
+    path.write_bytes(header)
+    with pytest.raises(BadInput, match="is truncated or not of the model beside it"):
         llmc_state.read_run(tmp_path)
