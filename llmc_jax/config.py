@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class RunStopped(RuntimeError):
@@ -41,6 +42,15 @@ class ModelConfig:
     def num_parameters(self) -> int:
         """Number of parameters, the padded rows of wte included."""
         return (self.Vp + self.maxT + 2) * self.C + self.L * (12 * self.C**2 + 13 * self.C)
+
+
+def refuse_impossible(model: ModelConfig, where: str | Path) -> None:
+    """Raises BadInput where no model has such sizes; the file `where` says them."""
+    if min(dataclasses.astuple(model)) < 1 or model.Vp < model.V or model.C % model.NH:
+        raise BadInput(
+            f"{where} has impossible sizes: {model}; all must be above 0, C a multiple of NH "
+            f"and Vp at least V: copy it again, or name another model."
+        )
 
 
 def _gpt2(L: int, C: int, NH: int) -> ModelConfig:

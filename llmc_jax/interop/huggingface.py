@@ -5,6 +5,7 @@ tied to wte, which has no padded rows. Reference: transformers, modeling_gpt2.py
 """
 
 import json
+import operator
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from llmc_jax.config import BadInput, ModelConfig
+from llmc_jax.config import BadInput, ModelConfig, refuse_impossible
 from llmc_jax.files import new_file
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Block, Params
@@ -36,6 +37,9 @@ NAMES = Block(
     fcprojw="mlp.c_proj.weight",
     fcprojb="mlp.c_proj.bias",
 )
+
+SIZES = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")  # L, NH, C, maxT, V
+DTYPES = ("F64", "F32", "F16", "BF16")  # what safetensors calls the types that NumPy reads
 
 # What a GPT-2 of ours always is, where config.json may say otherwise; absent means the same.
 FIXED = dict(
@@ -88,7 +92,13 @@ def read_model(folder: str | Path) -> tuple[ModelConfig, Params]:
     def read(name: str, shape: tuple[int, ...], *, transposed: bool = False) -> np.ndarray:
         if prefix + name not in tensors:
             raise BadInput(f"{folder} has no tensor {prefix + name}; save the model again.")
-        tensor = tensors[prefix + name].get_tensor(prefix + name)
+        file = tensors[prefix + name]
+        if (stored := file.get_slice(prefix + name).get_dtype()) not in DTYPES:
+            raise BadInput(
+                f"{folder}: {prefix + name} is stored as {stored}; save the model in float32, "
+                f"float16 or bfloat16."
+            )
+        tensor = file.get_tensor(prefix + name)
         tensor = np.asarray(tensor.T if transposed else tensor, np.float32)
         if tensor.shape != shape:
             raise BadInput(
@@ -97,8 +107,9 @@ def read_model(folder: str | Path) -> tuple[ModelConfig, Params]:
         return tensor
 
     shapes = gpt2.shapes(cfg)
+    rows = read("wte.weight", (cfg.V, cfg.C))  # before there is room for it: the sizes may be wrong
     wte = np.zeros(shapes.wte.shape, np.float32)
-    wte[: cfg.V] = read("wte.weight", (cfg.V, cfg.C))
+    wte[: cfg.V] = rows
     blocks = tuple(
         Block(
             *(
@@ -194,11 +205,9 @@ def _read_config(folder: Path) -> ModelConfig:
     """Sizes from config.json; BadInput where it is of a model that we do not have."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text())
-        sizes = [int(config[f"n_{name}"]) for name in ("layer", "head", "embd", "positions")]
-        L, NH, C, maxT = sizes
-        V = int(config["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = json.loads(path.read_bytes())
+        L, NH, C, maxT, V = (operator.index(config[name]) for name in SIZES)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{path} is not the config of a GPT-2 ({error!r}).") from error
     for name, wanted in FIXED.items():
         if config.get(name, wanted) != wanted:
@@ -207,7 +216,9 @@ def _read_config(folder: Path) -> ModelConfig:
             )
     if config.get("n_inner") not in (None, 4 * C):
         raise BadInput(f"{path} says n_inner = {config['n_inner']}; it must be 4 n_embd.")
-    return ModelConfig(L=L, NH=NH, C=C, maxT=maxT, V=V, Vp=-(-V // 128) * 128)
+    model = ModelConfig(L=L, NH=NH, C=C, maxT=maxT, V=V, Vp=-(-V // 128) * 128)
+    refuse_impossible(model, path)
+    return model
 
 
 def _open_tensors(folder: Path) -> dict:
@@ -230,8 +241,8 @@ def _open_tensors(folder: Path) -> dict:
 def _indexed(folder: Path) -> list[str]:
     """The files that the folder's index names. Raises BadInput where it is none."""
     try:
-        return sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(
             f"{folder / INDEX} is not the index of a model ({error!r}); save the model again."
         ) from error

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from llmc_jax.config import BadInput, ModelConfig
+from llmc_jax.config import BadInput, ModelConfig, refuse_impossible
 from llmc_jax.files import new_file
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Block, Params
@@ -45,8 +45,7 @@ def read_model(path: str | Path) -> tuple[ModelConfig, Params]:
     header = read_header(path, MODEL_MAGIC, tuple(MODEL_DTYPES), "a model of llm.c")
     maxT, V, L, NH, C, Vp = (int(n) for n in header[2:8])
     cfg = ModelConfig(L=L, NH=NH, C=C, maxT=maxT, V=V, Vp=Vp)
-    if min(cfg.L, NH, C, maxT, V) < 1 or Vp < V or C % NH:
-        raise BadInput(f"{path} has impossible sizes in its header: {cfg}.")
+    refuse_impossible(cfg, path)
     dtype = MODEL_DTYPES[int(header[1])]
     check_size(path, HEADER_BYTES + cfg.num_parameters * dtype.itemsize)
     numbers = np.memmap(path, dtype, mode="r", offset=HEADER_BYTES)

@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from llmc_jax import ops
 from llmc_jax.config import BadInput, ModelConfig
@@ -73,6 +73,11 @@ def test_a_model_of_transformers_gives_the_same_logits_here(tmp_path, shards):
         (dict(n_embd=51), r"wte\.weight is \(90, 48\), and config\.json says \(90, 51\)"),
         (dict(n_layer=3), r"has no tensor transformer\.h\.2\.ln_1\.weight"),
         (dict(vocab_size=None), "is not the config of a GPT-2"),
+        (dict(n_head=2.5), "is not the config of a GPT-2"),
+        (dict(n_head=5), r"config\.json has impossible sizes: .*NH=5, C=48"),
+        (dict(n_head=0), "has impossible sizes: .*NH=0"),
+        (dict(n_layer=-1), "has impossible sizes: .*L=-1"),
+        (dict(n_embd=3 * 10**12), r"and config\.json says \(90, 3000000000000\)"),
     ],
 )
 def test_another_architecture_is_refused(tmp_path, params, changes, message):
@@ -120,15 +125,38 @@ def test_a_model_in_several_files_is_replaced_whole(sharded, params):
     assert left == ["config.json", "model.safetensors", "notes.txt"]
 
 
-def test_a_broken_index_is_named(sharded):
-    (sharded / huggingface.INDEX).write_text("[]")
+@pytest.mark.parametrize("index", ["[]", "[" * 100_000])
+def test_a_broken_index_is_named(sharded, index):
+    (sharded / huggingface.INDEX).write_text(index)
     with pytest.raises(BadInput, match=r"index\.json is not the index of a model"):
         huggingface.read_model(sharded)
 
 
-def test_a_broken_folder_is_named(tmp_path, params):
-    with pytest.raises(BadInput, match=r"config\.json is not the config of a GPT-2"):
+@pytest.mark.parametrize("name", ["F8_E4M3", "I32"])
+def test_a_type_that_is_none_of_ours_is_named(tmp_path, params, name):
+    huggingface.write_model(tmp_path, MODEL, params)
+    path = tmp_path / "model.safetensors"
+    tensors = {name: np.zeros(x.shape, "<i4") for name, x in load_file(path).items()}
+    data = save(tensors)
+    if name != "I32":  # NumPy has no such type: the header says that there are four times as many
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + size])
+        for tensor in header.values():
+            tensor["dtype"], tensor["shape"] = name, [*tensor["shape"], 4]
+        header = json.dumps(header).encode()
+        data = len(header).to_bytes(8, "little") + header + data[8 + size :]
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match=rf"\.wte\.weight is stored as {name}; save the model in"):
         huggingface.read_model(tmp_path)
+
+
+def test_a_broken_folder_is_named(tmp_path, params):
+    for content in (None, "[" * 100_000, "[]"):
+        if content:
+            (tmp_path / "config.json").write_text(content)
+        with pytest.raises(BadInput, match=r"config\.json is not the config of a GPT-2"):
+            huggingface.read_model(tmp_path)
+    (tmp_path / "config.json").unlink()
     huggingface.write_model(tmp_path, MODEL, params)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
