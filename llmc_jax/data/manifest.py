@@ -62,7 +62,7 @@ def read(folder: Path) -> Manifest | None:
         return None
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadInput(
             f"{path} is no manifest of shards; remove it, and shards are compared as they are made."
         ) from error

@@ -59,14 +59,15 @@ def _read_hellaswag(path: str) -> list[Example]:
 def _of_hellaswag(line: str, place: str) -> Example:
     try:
         item = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{place} is not JSON ({error.msg}); download the file again.") from error
+    except (ValueError, RecursionError) as error:  # also numbers too long, and lists too deep
+        raise BadInput(f"{place} is not JSON ({error}); download the file again.") from error
     match item:
         case {"ctx": str(context), "endings": [str(), str(), *_] as endings, "label": label}:
             if not all(isinstance(ending, str) for ending in endings):
                 raise BadInput(f"{place}: an ending is not text.")
             # Hugging Face's copy of the data has the label as text.
-            index = int(label) if isinstance(label, str) and label.isdecimal() else label
+            written = isinstance(label, str) and label.isdecimal() and len(label) < 9
+            index = int(label) if written else label
             if type(index) is not int or not 0 <= index < len(endings):
                 raise BadInput(
                     f"{place} has the label {label!r}; it must be from 0 to {len(endings) - 1} "

@@ -179,7 +179,9 @@ def test_a_list_that_is_gone(web, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kept", [b"", b"[]", b"{}", b'{"files": [{"url": "http://elsewhere"}]}', None]
+    "kept",
+    [b"", b"[]", b"[" * 100_000, b"{}", b'{"files": [{"url": "http://elsewhere"}]}', None],
+    ids=lambda value: repr(value)[:30],
 )
 def test_a_listing_that_is_broken_or_of_another_folder_is_made_again(web, tmp_path, kept):
     """None: it is FineWeb-Edu's."""

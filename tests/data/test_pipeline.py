@@ -269,9 +269,10 @@ def test_other_shards_without_a_manifest_are_refused(lines):
         prepare.main(lines)
 
 
-def test_a_broken_manifest_is_named(lines):
-    prepare.main(lines)
-    (Path(lines.output_dir) / "manifest.json").write_text('{"shards": 3')
+@pytest.mark.parametrize("content", ['{"shards": 3', "[" * 100_000], ids=["cut", "deep"])
+def test_a_broken_manifest_is_named(lines, content):
+    Path(lines.output_dir).mkdir()
+    (Path(lines.output_dir) / "manifest.json").write_text(content)
     with pytest.raises(BadInput, match=r"manifest\.json is no manifest of shards; remove it"):
         prepare.main(lines)
 
@@ -280,11 +281,14 @@ def test_a_broken_manifest_is_named(lines):
     ("line", "message"),
     [
         (b'{"body": "a"', r"in\.jsonl, line 121 is not JSON \(.*\); correct the line"),
+        (b"[" * 100_000, r"in\.jsonl, line 121 is not JSON \(maximum recursion depth"),
+        (b"1" * 5000, r"in\.jsonl, line 121 is not JSON \(Exceeds the limit"),
         (b'{"text": "a"}', "line 121 has no text in the field 'body' .it has text.; name another"),
         (b'{"body": 7}', "line 121 has no text in the field 'body'"),
         (b"[1]", r"line 121 has no text in the field 'body' \(it has no object\)"),
         (b'{"body": "caf\xe9"}', "line 121 is not UTF-8"),
     ],
+    ids=lambda value: repr(value)[:30],
 )
 def test_a_bad_line_is_named(lines, line, message):
     path = Path(lines.input)

@@ -44,6 +44,13 @@ def test_pystdlib_is_python_and_its_manual_split_by_file():
     assert 'The "if" statement is used for conditional execution' in text.replace("\n", " ")
 
 
+def test_pystdlib_takes_files_only(tmp_path):
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "link.py").symlink_to("nowhere")
+    (tmp_path / "module.py").write_text("x = 1")
+    assert list(pystdlib._modules(tmp_path)) == [("module.py", "x = 1")]
+
+
 def test_tinyshakespeare_is_tokenised_as_llm_c_does(tmp_path, monkeypatch):
     """On the part of the text that the golden runs read: text from the tokens, and back."""
     wanted = golden.tokens("train")[5:8000]

@@ -63,6 +63,9 @@ def lines(*objects) -> str:
         ("a.jsonl", lines(GOOD | dict(label=-1)), "line 1 has the label -1; it must be from 0"),
         ("a.jsonl", lines(GOOD | dict(label=True)), "line 1 has the label True"),
         ("a.jsonl", lines(GOOD) + "\n\n{", r"a\.jsonl, line 3 is not JSON \(Expecting prop"),
+        ("a.jsonl", "[" * 100_000, r"a\.jsonl, line 1 is not JSON \(maximum recursion depth"),
+        ("a.jsonl", "1" * 5000, r"a\.jsonl, line 1 is not JSON \(Exceeds the limit"),
+        ("a.jsonl", lines(GOOD | dict(label="1" * 5000)), "line 1 has the label '1"),
         ("a.jsonl", lines(dict(ctx="A", endings=["b", "c"])), "line 1 is not a question of Hella"),
         ("a.jsonl", lines(GOOD | dict(endings=["b"])), "line 1 is not a question of HellaSwag"),
         ("a.jsonl", lines(GOOD | dict(endings=["b", "c", 3])), "line 1: an ending is not text"),
@@ -78,6 +81,7 @@ def lines(*objects) -> str:
         ("a.bin", "", r"a\.bin is not an evaluation file of llm\.c"),
         ("a.txt", "", r"--questions=.*a\.txt does not end in one of \.jsonl, \.csv, \.bin"),
     ],
+    ids=lambda value: repr(value)[:30],
 )
 def test_a_bad_file_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -125,7 +125,7 @@ def test_a_model_in_several_files_is_replaced_whole(sharded, params):
     assert left == ["config.json", "model.safetensors", "notes.txt"]
 
 
-@pytest.mark.parametrize("index", ["[]", "[" * 100_000])
+@pytest.mark.parametrize("index", ["[]", "[" * 100_000], ids=["list", "deep"])
 def test_a_broken_index_is_named(sharded, index):
     (sharded / huggingface.INDEX).write_text(index)
     with pytest.raises(BadInput, match=r"index\.json is not the index of a model"):

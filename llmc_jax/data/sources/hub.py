@@ -109,7 +109,7 @@ def _kept(remote: Remote, into: Path) -> Listing | None:
     try:
         listing = Listing(**json.loads((into / LISTING).read_bytes()))
         files = [{key: file[key] for key in ("file", "bytes", "sha256")} for file in listing.files]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     same = (listing.repo, listing.folder) == (remote.repo, remote.folder)
     return listing._replace(files=files) if same else None

@@ -59,7 +59,7 @@ def _field(path: Path, line: int, data: bytes, field: str) -> str:
         values = json.loads(data)
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}, line {line} is not UTF-8; convert the file.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # also numbers too long, and lists too deep
         raise BadInput(f"{path}, line {line} is not JSON ({error}); correct the line.") from error
     text = values.get(field) if isinstance(values, dict) else None
     if not isinstance(text, str):

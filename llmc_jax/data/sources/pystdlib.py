@@ -55,7 +55,7 @@ def _modules(root: Path) -> Iterator[tuple[str, str]]:
     """Name and source text of each module below `root`."""
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
-        if SKIPPED_FOLDERS.isdisjoint(name.parts):
+        if SKIPPED_FOLDERS.isdisjoint(name.parts) and path.is_file():  # no folder, no broken link
             try:
                 with tokenize.open(path) as file:  # honours the file's coding line
                     yield name.as_posix(), file.read()

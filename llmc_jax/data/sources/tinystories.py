@@ -64,5 +64,5 @@ def _documents(files: list[Path], skip: int) -> Iterator[Document]:
 def _stories(path: Path) -> list[str]:
     try:
         return [entry["story"].strip() for entry in json.loads(path.read_bytes())]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path} is no list of stories; remove its folder.") from error
