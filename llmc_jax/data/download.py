@@ -60,12 +60,14 @@ def download(
     """
     path = Path(path)
     if path.exists():
-        if problem := _difference(path, sha256, size):
+        if problem := _unusable(path, sha256, size):
             raise BadInput(f"{path} {problem}; remove it, and it is fetched again from {url}.")
         return path
     part = path.with_name(path.name + ".part")
     _make_folder(path.parent)
-    _fetch_all(url, path, part, sha256, size, retries)
+    # Where it has come whole, only the renaming is left of a download that was killed.
+    if sha256 is None or not part.exists() or _unusable(part, sha256, size):
+        _fetch_all(url, path, part, sha256, size, retries)
     os.replace(part, path)
     _tag_file(part).unlink(missing_ok=True)
     return path
@@ -178,6 +180,14 @@ def _receive(response, part: Path, have: int) -> None:
         raise _Failed(f"the connection ended after {have} of {total} bytes")
 
 
+def _unusable(path: Path, sha256: str | None, size: int | None) -> str:
+    """What is wrong with a file that is there, '' for nothing."""
+    try:
+        return _difference(path, sha256, size) if path.is_file() else "is no file"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
 def _difference(path: Path, sha256: str | None, size: int | None) -> str:
     """How the file differs from what was asked for, '' where it does not."""
     if size is not None and (now := path.stat().st_size) != size:
@@ -223,11 +233,11 @@ def _written(part: Path, have: int, tag: str):
         if have == 0:  # the old tag goes before the old bytes, the new one comes after them
             _tag_file(part).unlink(missing_ok=True)
         file = open(part, "r+b" if have else "wb")  # noqa: SIM115
-    except OSError as error:
-        raise BadInput(f"{part} cannot be written: {error.strerror}.") from error
-    with file:
         if have == 0 and tag and not tag.startswith("W/"):  # a weak tag promises no equal bytes
             _tag_file(part).write_text(tag)
+    except OSError as error:
+        raise _unwritable(part, error) from error
+    with file:
         file.seek(have)
         yield file
 
@@ -238,10 +248,13 @@ def _write(file, chunk: bytes) -> None:
         file.write(chunk)
         file.flush()
     except OSError as error:
-        raise BadInput(
-            f"{file.name} cannot be written: {error.strerror}; make room, and give the same "
-            f"command again."
-        ) from error
+        raise _unwritable(file.name, error) from error
+
+
+def _unwritable(path: str | Path, error: OSError) -> BadInput:
+    return BadInput(
+        f"{path} cannot be written: {error.strerror}; make room, and give the same command again."
+    )
 
 
 def _size(path: Path) -> int:

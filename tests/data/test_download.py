@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -177,6 +178,17 @@ def test_a_file_that_is_there_and_differs_is_named(server, tmp_path):
     with pytest.raises(BadInput, match=f"has the SHA-256 .* instead of {SHA256}; remove it"):
         download(server.url, path, sha256=SHA256)
     assert path.read_bytes() == DATA[:-1] and server.asked == []
+    (tmp_path / "folder").mkdir()
+    for sha256 in (SHA256, None):
+        with pytest.raises(BadInput, match=r"folder is no file; remove it"):
+            download(server.url, tmp_path / "folder", sha256=sha256)
+
+
+def test_a_part_that_is_whole_only_gets_its_name(server, tmp_path):
+    (tmp_path / "data.bin.part").write_bytes(DATA)
+    (tmp_path / "data.bin.part.etag").write_text(server.tag)
+    assert download(server.url, tmp_path / "data.bin", sha256=SHA256).read_bytes() == DATA
+    assert server.asked == [] and [p.name for p in tmp_path.iterdir()] == ["data.bin"]
 
 
 def test_a_folder_that_cannot_be_made(server, tmp_path):
@@ -185,8 +197,12 @@ def test_a_folder_that_cannot_be_made(server, tmp_path):
         download(server.url, tmp_path / "file" / "new" / "data.bin")
 
 
-def test_a_full_disk_is_not_tried_again(server, tmp_path):
-    (tmp_path / "data.bin.part").symlink_to("/dev/full")
+@pytest.mark.parametrize("name", ["data.bin.part", "data.bin.part.etag"])
+def test_a_full_disk_is_not_tried_again(server, tmp_path, monkeypatch, name):
+    (tmp_path / name).symlink_to("/dev/full")
+    # The tag of a file before is removed, and this link would be.
+    monkeypatch.setattr(module, "_read_tag", lambda part: "")
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
     with pytest.raises(
         BadInput, match=r"data\.bin\.part cannot be written: No space left.*make room"
     ):
