@@ -12,6 +12,7 @@ from pathlib import Path
 from llmc_jax import contestant, program
 from llmc_jax.config import BadInput, model_config, option
 from llmc_jax.contestant import Contestant, Task, TaskConfig
+from llmc_jax.files import new_file
 from llmc_jax.machine import describe
 
 RIVALS = Path(__file__).parent.parent / "benchmarks" / "rivals"
@@ -81,6 +82,8 @@ def check(cfg: BenchConfig, names: list[str]) -> None:
             )
     if cfg.output and not Path(cfg.output).absolute().parent.is_dir():
         raise BadInput(f"--output={cfg.output} is in no directory that exists; make it first.")
+    if cfg.output and Path(cfg.output).is_dir():
+        raise BadInput(f"--output={cfg.output} is a directory; name a file.")
 
 
 def command(name: str) -> list[str]:
@@ -185,10 +188,11 @@ def append(output: str, report: str) -> None:
     """Add the report to the file, a blank line after what is there."""
     path = Path(output)
     try:
-        before = path.read_text() if path.exists() else ""
-        path.write_text(f"{before.rstrip()}\n\n{report}" if before.strip() else report)
+        before = path.read_bytes().rstrip() if path.exists() else b""  # in any encoding
     except OSError as error:
-        raise BadInput(f"--output={output} cannot be written: {error.strerror}.") from error
+        raise BadInput(f"--output={output} cannot be read: {error.strerror}.") from error
+    with new_file(path, overwrite=True) as file:
+        file.write((before + b"\n\n" if before else b"") + report.encode())
 
 
 if __name__ == "__main__":

@@ -127,6 +127,17 @@ def test_rivals_compute_what_our_step_does(monkeypatch, capsys, tmp_path):
     assert (tmp_path / "results.md").read_text() == f"# Results\n\n{report[:-1]}"
 
 
+def test_a_table_is_appended_or_nothing_is_changed(tmp_path):
+    path = tmp_path / "results.md"
+    path.write_bytes(b"caf\xe9\n\n")
+    bench.append("results.md", "| a |\n")
+    assert path.read_bytes() == b"caf\xe9\n\n| a |\n"
+    (tmp_path / "results.md.tmp").symlink_to("/dev/full")
+    with pytest.raises(BadInput, match=r"results\.md cannot be written: No space left"):
+        bench.append("results.md", "| b |\n")
+    assert path.read_bytes() == b"caf\xe9\n\n| a |\n"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -136,6 +147,7 @@ def test_rivals_compute_what_our_step_does(monkeypatch, capsys, tmp_path):
         (dict(programs="jnp,pytorch"), "needs no_such_package; pip install it==1"),
         (dict(programs="autodiff"), "which only a clone of the repository has"),
         (dict(output="nowhere/out.md"), "--output=nowhere/out.md is in no directory"),
+        (dict(output="."), "--output=. is a directory; name a file"),
     ],
 )
 def test_bad_input_before_anything_is_started(monkeypatch, tmp_path, options, message):
