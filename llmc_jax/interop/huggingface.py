@@ -159,12 +159,10 @@ def write_model(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"{folder} cannot be made: {error.strerror}.") from error
-    with (
-        new_file(folder / WEIGHTS, overwrite=overwrite) as weights,
-        new_file(folder / "config.json", overwrite=overwrite) as config,
-    ):
-        weights.write(save(tensors, metadata={"format": "pt"}))
+    with new_file(folder / "config.json", overwrite=overwrite) as config:
         config.write(json.dumps(_config(cfg), indent=2).encode())
+        with new_file(folder / WEIGHTS, overwrite=overwrite) as weights:
+            weights.write(save(tensors, metadata={"format": "pt"}))
     _remove_shards(folder)
 
 

@@ -37,6 +37,14 @@ def test_a_model_is_read_as_it_was_written(tmp_path, params):
         huggingface.write_model(tmp_path / "a", MODEL, params)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_the_file_that_a_full_disk_has_no_room_for_is_named(tmp_path, params, name):
+    (tmp_path / f"{name}.tmp").symlink_to("/dev/full")
+    with pytest.raises(BadInput, match=f"{name} cannot be written: No space left on device"):
+        huggingface.write_model(tmp_path, MODEL, params)
+    assert not (tmp_path / "config.json").exists()
+
+
 @pytest.mark.parametrize("shards", ["5GB", "40KB"])
 def test_a_model_of_transformers_gives_the_same_logits_here(tmp_path, shards):
     """And back again: their state is the same bit for bit. In one file and in several."""
