@@ -297,7 +297,10 @@ class TrainConfig:
     # what happens every so many steps; 0 is never
     val_every: int = option(20, "validate every N steps (-v)", minimum=0, may_change=True)
     val_batches: int = option(
-        20, "batches in a validation; -1: all of --val_data (-m)", minimum=-1, may_change=True
+        20,
+        "batches of --batch_size sequences in a validation; -1: all of --val_data (-m)",
+        minimum=-1,
+        may_change=True,
     )
     hellaswag: str = option(
         "",

@@ -4,7 +4,9 @@ Loss, perplexity and bits per byte of text; HellaSwag and MMLU as llm.c's script
 """
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -13,7 +15,7 @@ from pathlib import Path
 import jax
 
 from llmc_jax import ffi, ops, program
-from llmc_jax.config import BadInput, option
+from llmc_jax.config import BadInput, RunStopped, option
 from llmc_jax.evaluation import multiple_choice, text
 from llmc_jax.evaluation.fetch import fetch_hellaswag, fetch_mmlu
 from llmc_jax.evaluation.questions import read_questions
@@ -21,6 +23,7 @@ from llmc_jax.evaluation.scorer import make_scorer
 from llmc_jax.files import new_file
 from llmc_jax.trained import Trained, TrainedConfig, open_trained
 from llmc_jax.training import parallel
+from llmc_jax.training.memory import is_out_of_memory
 
 FETCH = dict(hellaswag=fetch_hellaswag, mmlu=fetch_mmlu)
 TASKS = ("loss", *FETCH)
@@ -41,7 +44,9 @@ class EvaluateConfig(TrainedConfig):
         "nothing: every text counts as it is",
     )
     val_batches: int = option(
-        -1, "only the first N batches of --val_data; -1: all of it", minimum=-1
+        -1,
+        "only the first N times --batch_size sequences of --val_data, as training's; -1: all of it",
+        minimum=-1,
     )
     hellaswag: str = option(
         "", "HellaSwag's questions: PATH.jsonl, or llm.c's PATH.bin; empty: they are downloaded"
@@ -50,7 +55,10 @@ class EvaluateConfig(TrainedConfig):
     data_dir: str = option("data/evaluation", "directory for what is downloaded")
     limit: int = option(0, "only the first N questions of each task; 0: all", minimum=0)
     batch_size: int = option(
-        8, "sequences on each device at a time; no result depends on it", minimum=1
+        8,
+        "sequences on each device at a time; no result depends on it, but --val_batches counts "
+        "in it",
+        minimum=1,
     )
     output: str = option("", "file for all numbers, one JSON object")
     details: bool = option(False, "with --output: also the losses and choices of each question")
@@ -68,8 +76,9 @@ def main(cfg: EvaluateConfig) -> None:
     dtype = trained.dtype if cfg.dtype == "auto" else cfg.dtype
     model = trained.model
     chosen, _ = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)
-    score = make_scorer(chosen, model, dtype, mesh, batch_size=cfg.batch_size, progress=True)
-    tasks = {name: open_task(name, cfg, trained, T, mesh) for name in task_names(cfg)}
+    rows = min(cfg.batch_size, text.ROWS_AT_A_TIME)  # more are never there at once
+    score = make_scorer(chosen, model, dtype, mesh, batch_size=rows, progress=True)
+    tasks = {name: open_task(name, cfg, trained, T) for name in task_names(cfg)}
     source = cfg.run or cfg.model
     print(
         f"model    {source}: {model.num_parameters:,} parameters, {dtype}, T {T}\n"
@@ -79,12 +88,26 @@ def main(cfg: EvaluateConfig) -> None:
     )
     results = {}
     for name, evaluate in tasks.items():
-        results[name] = evaluate(score)
+        with enough_memory(cfg.batch_size):
+            results[name] = evaluate(score)
         print("\n".join(lines(name, results[name])), flush=True)
     if cfg.output:
         what = dict(model=source, step=trained.step, dtype=dtype, sequence_length=T)
         with new_file(cfg.output, overwrite=cfg.overwrite) as file:
             file.write(json.dumps(what | dict(tasks=results)).encode() + b"\n")
+
+
+@contextmanager
+def enough_memory(batch_size: int) -> Iterator[None]:
+    """Raises RunStopped where memory does not do for what is done inside."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunStopped(
+            f"memory is not enough for --batch_size={batch_size}; lower it, or --sequence_length."
+        ) from error
 
 
 def check(cfg: EvaluateConfig) -> None:
@@ -101,6 +124,8 @@ def check(cfg: EvaluateConfig) -> None:
         raise BadInput("--val_batches=0 is no batch; leave the loss out of --tasks.")
     if cfg.details and not cfg.output:
         raise BadInput("--details needs --output, the file that they are written to.")
+    if cfg.output and Path(cfg.output).is_dir():
+        raise BadInput(f"--output={cfg.output} is a directory; name a file.")
     if cfg.output and Path(cfg.output).exists() and not cfg.overwrite:
         raise BadInput(f"--output={cfg.output} exists; add --overwrite, or name another file.")
     if cfg.output and not Path(cfg.output).parent.is_dir():
@@ -114,13 +139,13 @@ def task_names(cfg: EvaluateConfig) -> list[str]:
     return ["loss", *(name for name in FETCH if getattr(cfg, name))]
 
 
-def open_task(name: str, cfg: EvaluateConfig, trained: Trained, T: int, mesh) -> Callable:
+def open_task(name: str, cfg: EvaluateConfig, trained: Trained, T: int) -> Callable:
     """A function of a scorer that gives the task's numbers; its files are read and checked."""
     if name == "loss":
         pattern = cfg.val_data or trained.options.get("val_data", "")
         rows = text.read_rows("val_data", pattern, model=trained.model, T=T)
         if cfg.val_batches != -1:
-            rows = islice(rows, cfg.val_batches * cfg.batch_size * mesh.size)
+            rows = islice(rows, min(cfg.val_batches * cfg.batch_size, sys.maxsize))
         return partial(evaluate_text, trained, rows)
     pattern = getattr(cfg, name) or FETCH[name](Path(cfg.data_dir))
     questions = read_questions(name, pattern)[: cfg.limit or None]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llmc_jax import config, evaluate, ops, train
-from llmc_jax.config import BadInput, ModelConfig
+from llmc_jax.config import BadInput, ModelConfig, RunStopped
 from llmc_jax.data.tokenizer import EOT, tokenizer
 from llmc_jax.data.tokens import read_shard, write_shard
 from llmc_jax.evaluate import EvaluateConfig
@@ -162,12 +162,29 @@ def test_what_is_not_given_is_downloaded(folder, monkeypatch, tmp_path):
         (dict(sequence_length=33), "--sequence_length=33 must be from 1 to 32"),
         (dict(details=True), "--details needs --output"),
         (dict(output="/nowhere/x.json"), "--output=/nowhere/x.json is in a directory"),
+        (dict(output=".", overwrite=True), "--output=. is a directory; name a file"),
+        (dict(output="/"), "--output=/ is a directory; name a file"),
         (dict(output=__file__), "--output=.* exists; add --overwrite"),
     ],
 )
 def test_bad_input(folder, options, message):
     with pytest.raises(BadInput, match=message):
         evaluate.main(EvaluateConfig(**(dict(run=f"{folder}/run") | options)))
+
+
+def test_a_batch_may_be_larger_than_all_there_is(folder):
+    write_shard(folder / "few.bin", tiny.tokens(100, seed=5))
+    options = dict(val_data=f"{folder}/few.bin", batch_size=10**15, val_batches=10**15)
+    assert results(folder, **options)["tasks"]["loss"]["tokens"] == 99
+
+
+@pytest.mark.parametrize("error", [MemoryError, jax.errors.JaxRuntimeError])
+def test_want_of_memory_is_said(error):
+    with (
+        pytest.raises(RunStopped, match="memory is not enough for --batch_size=7; lower it"),
+        evaluate.enough_memory(7),
+    ):
+        raise error("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes")
 
 
 def test_tokens_of_another_vocabulary_are_refused(folder):

@@ -182,9 +182,15 @@ def enough(ops: Ops, model: ModelConfig, cfg: TrainConfig, saved: Callable[[], s
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise out_of_memory(ops, model, cfg, saved()) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether XLA, or NumPy, failed for want of memory."""
+    of_xla = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return of_xla or isinstance(error, MemoryError)
 
 
 def out_of_memory(ops: Ops, model: ModelConfig, cfg: TrainConfig, saved: str) -> RunStopped:
