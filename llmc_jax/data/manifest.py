@@ -101,11 +101,22 @@ def _differences(found: Manifest, wanted: Manifest) -> list[str]:
         if before.get(name) != now.get(name)
     ]
     if not changed and found.inputs != wanted.inputs:
-        other = [file["file"] for file in wanted.inputs if file not in found.inputs]
-        changed.append(f"the text has changed ({', '.join(other[:3]) or 'there is less of it'})")
+        changed.append(_other_text(found.inputs, wanted.inputs))
     if found.tokenizer != wanted.tokenizer:
         changed.append(f"the tokenizer was {found.tokenizer} and is now {wanted.tokenizer}")
     return changed
+
+
+def _other_text(before: list[dict], now: list[dict]) -> str:
+    """How two lists of input files differ, in words."""
+    was, is_now = ([file["file"] for file in files] for files in (before, now))
+    other = [file["file"] for file in now if file not in before]
+    if not other and sorted(was) == sorted(is_now):
+        return (
+            f"the files were in the order {', '.join(was[:3])} and are now in the order "
+            f"{', '.join(is_now[:3])}"
+        )
+    return f"the text has changed ({', '.join(other[:3]) or 'there is less of it'})"
 
 
 def check(folder: Path, shard: Shard) -> None:

@@ -114,6 +114,11 @@ def test_prepare_again_is_harmless_and_other_text_is_refused(text_config, tmp_pa
     prepare.main(text_config)
     before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     prepare.main(text_config)
+    turned = dataclasses.replace(text_config, input=f"{tmp_path}/b.txt,{tmp_path}/a.txt")
+    with pytest.raises(BadInput, match=r"order a\.txt, b\.txt and are now in the order b\.txt, a"):
+        prepare.main(turned)
+    with pytest.raises(BadInput, match=r"the text has changed \(there is less of it\)"):
+        prepare.main(dataclasses.replace(text_config, input=f"{tmp_path}/a.txt"))
     (tmp_path / "a.txt").write_text("Something else. " * 50)
     with pytest.raises(BadInput, match=r"the text has changed \(a.txt\)"):
         prepare.main(text_config)
