@@ -316,12 +316,16 @@ def test_bad_parquet_is_named(lines, tmp_path, monkeypatch):
     for content, message in (
         (b"no parquet at all", r"a\.parquet cannot be read as parquet \(.*\); fetch or make it"),
         ({"text": ["a"]}, r"a\.parquet has no column 'body' \(it has text\); name another"),
-        ({"body": [1, 2]}, "has values in the column 'body' that are not text"),
+        ({"body": [1, 2]}, r"a\.parquet, row 1 has no text in the column 'body' \(it is int64, "),
+        (
+            {"body": ["a"] * 5 + [None] * 7},
+            r"row 6 .*\(it is string, here None\); name another with ",
+        ),
     ):
         if isinstance(content, bytes):
             path.write_bytes(content)
         else:
-            pq.write_table(pa.table(content), path)
+            pq.write_table(pa.table(content), path, row_group_size=4)
         with pytest.raises(BadInput, match=message):
             prepare.main(cfg)
     pq.write_table(pa.table({"body": ["some text " * 9] * 999}), path, compression="none")

@@ -151,9 +151,15 @@ def test_unusable_text_is_named(text_config, tmp_path, content, message):
 
 
 def test_missing_input_is_named(text_config):
+    folder = text_config.input.removesuffix("/*.txt")
     for source, input, message in (
         ("text", "", "--source=text needs --input"),
         ("text", "/nowhere/*.txt", "matches no file"),
+        (
+            "text",
+            folder,
+            rf"--input={folder}: .*is a directory; name only files, .* by {folder}/\*",
+        ),
         ("tinyshakespeare", "/nowhere/a.txt", "cannot be read"),
         ("pystdlib", "/nowhere/a.txt", "--source=pystdlib reads no --input; leave it out"),
     ):

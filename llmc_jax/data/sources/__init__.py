@@ -46,6 +46,12 @@ def find_files(source: str, pattern: str) -> list[Path]:
         found = sorted(glob.glob(part))
         if not found:
             raise BadInput(f"--input={part} matches no file; correct the name or the pattern.")
+        for path in found:
+            if Path(path).is_dir():
+                raise BadInput(
+                    f"--input={part}: {path} is a directory; name only files, those in it by "
+                    f"{path}/*."
+                )
         paths += [Path(path) for path in found]
     return paths
 
@@ -55,7 +61,9 @@ def describe(path: Path) -> dict:
     try:
         return dict(file=path.name, bytes=path.stat().st_size, sha256=sha256_of(path))
     except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}.") from error
+        raise BadInput(
+            f"{path} cannot be read: {error.strerror}; mend that, or name other files with --input."
+        ) from error
 
 
 def last(total: int, fraction: float) -> int:

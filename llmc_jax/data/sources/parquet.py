@@ -70,12 +70,18 @@ def documents(
 def _texts(path: Path, file, group: int, field: str) -> Iterator[str]:
     from pyarrow import ArrowException
 
+    row = sum(file.metadata.row_group(before).num_rows for before in range(group))
     try:
         for batch in file.iter_batches(batch_size=ROWS, row_groups=[group], columns=[field]):
-            values = batch.column(0).to_pylist()
-            if not all(isinstance(value, str) for value in values):
-                raise BadInput(f"{path} has values in the column '{field}' that are not text.")
-            yield from values
+            for value in batch.column(0).to_pylist():
+                row += 1
+                if not isinstance(value, str):
+                    raise BadInput(
+                        f"{path}, row {row} has no text in the column '{field}' (it is "
+                        f"{batch.schema.field(0).type}, here {value!r:.30}); name another with "
+                        f"--field, or correct the row."
+                    )
+                yield value
     except (ArrowException, OSError) as error:
         raise _broken(path, error) from error
     except UnicodeDecodeError as error:
