@@ -13,8 +13,8 @@ from pathlib import Path
 
 from llmc_jax import program
 from llmc_jax.config import BadInput, option
+from llmc_jax.lock import locked
 from llmc_jax.training.checkpoint import RUN, STEP_DIGITS, Checkpointer
-from llmc_jax.training.lock import locked
 from llmc_jax.training.run_dir import RunDir
 
 COMMANDS = ("ls", "verify", "rm")

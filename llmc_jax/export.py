@@ -17,13 +17,13 @@ from llmc_jax import ops, program
 from llmc_jax.config import MODELS, BadInput, ModelConfig, option
 from llmc_jax.interop import huggingface, llmc, llmc_state
 from llmc_jax.interop.source import open_model
+from llmc_jax.lock import locked
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.models.initialize import initialize
 from llmc_jax.trained import choose_step
 from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
-from llmc_jax.training.lock import locked
 from llmc_jax.training.run_dir import RunDir, open_run_dir
 from llmc_jax.training.step import init_state, state_shapes
 

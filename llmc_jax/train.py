@@ -12,12 +12,12 @@ from llmc_jax import ffi, program
 from llmc_jax.banner import print_banner, report_files
 from llmc_jax.batches import train_batches
 from llmc_jax.config import BadInput, RunStopped, TrainConfig
+from llmc_jax.lock import locked
 from llmc_jax.milestones import Milestones
 from llmc_jax.run_setup import Setup, meet, place_after, set_up
 from llmc_jax.training import memory, parallel, processes, shards
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.initial_state import make_state, maker_of_moments, state_like
-from llmc_jax.training.lock import locked
 from llmc_jax.training.logger import Logger
 from llmc_jax.training.profile import Profile
 from llmc_jax.training.progress import Progress

@@ -7,17 +7,16 @@ from pathlib import Path
 import pytest
 
 from llmc_jax import checkpoint as checkpoint_program
-from llmc_jax import train
+from llmc_jax import lock, train
 from llmc_jax.checkpoint import CheckpointConfig
 from llmc_jax.config import BadInput
-from llmc_jax.training import lock
 
 
 def test_two_runs_in_one_directory_are_refused_by_name(copied):
     holder = subprocess.Popen(
         [
             sys.executable, "-c",
-            "import pathlib, sys, time\nfrom llmc_jax.training.lock import locked\n"
+            "import pathlib, sys, time\nfrom llmc_jax.lock import locked\n"
             "with locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n"
             "    time.sleep(60)",
             copied.output_dir,

@@ -1,4 +1,4 @@
-"""One run at a time in an output directory."""
+"""One process at a time that writes an output directory."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ NAME = "lock"
 
 @contextmanager
 def locked(folder: Path, flag: str = "output_dir") -> Iterator[str]:
-    """Hold the lock of a run directory; the system frees it when the process ends, however it does.
+    """Hold the lock of a directory; the system frees it when the process ends, however it does.
 
     Gives a sentence about the holder before, where that one died with it, or ''. Raises BadInput
     that names the process that has it, and `flag`.
@@ -38,6 +38,8 @@ def locked(folder: Path, flag: str = "output_dir") -> Iterator[str]:
         except OSError as error:  # a file system without locks
             yield f"{folder} cannot be locked ({error.strerror}): see that no other run is in it."
             return
+        # Workers that are forked would hold it on for a moment after this process was killed.
+        os.register_at_fork(after_in_child=file.close)
         before = _holder(file)
         holder = dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%F %T"))
         _write(file, json.dumps(holder))
