@@ -1,6 +1,7 @@
 """Make token shards from text: python -m llmc_jax.prepare --source=pystdlib."""
 
 import dataclasses
+import glob
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,7 @@ def main(cfg: PrepareConfig) -> None:
 
 def how_to_train(stem: str, files: list[str]) -> str:
     """The flags of training for these shards, which need not be of both kinds."""
+    stem = glob.escape(stem)  # a folder may be called br[v2]
     has = {kind: any(f"_{kind}_" in file for file in files) for kind in ("train", "val")}
     if not has["train"]:
         return "there is no training shard among them"

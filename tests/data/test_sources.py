@@ -11,7 +11,7 @@ from llmc_jax.config import BadInput
 from llmc_jax.data import tokenizer as module
 from llmc_jax.data.sources import pystdlib, tinyshakespeare
 from llmc_jax.data.tokenizer import EOT, tokenizer
-from llmc_jax.data.tokens import read_shard
+from llmc_jax.data.tokens import find_shards, read_shard
 from llmc_jax.prepare import PrepareConfig
 from tests import golden
 
@@ -107,6 +107,9 @@ def test_what_to_train_with_names_no_shards_that_are_not_there(text_config, tmp_
     told = capsys.readouterr().out.splitlines()[-1]
     assert told.startswith(f"train on them with --train_data='{without}/text_train_*.bin' --val_")
     assert "--val_every=0: there is no validation shard; for one give more text" in told
+    prepare.main(dataclasses.replace(text_config, output_dir=f"{tmp_path}/br[v2]"))
+    pattern = capsys.readouterr().out.split("--train_data='")[1].split("'")[0]
+    assert find_shards("train_data", pattern)[0] == f"{tmp_path}/br[v2]/text_train_000000.bin"
     assert "there is no training shard" in prepare.how_to_train("x", ["x_val_000000.bin"])
 
 
