@@ -21,6 +21,7 @@ from llmc_jax.data.sources import (
     tinyshakespeare,
     tinystories,
 )
+from llmc_jax.lock import locked
 
 MAX_TOKENS = 2**31 - 1  # a shard's header counts in int32
 WITHOUT_INPUT = ("pystdlib", "fineweb_shards")
@@ -99,13 +100,13 @@ def main(cfg: PrepareConfig) -> None:
         )
     if cfg.shard_tokens > MAX_TOKENS:
         raise BadInput(f"--shard_tokens={cfg.shard_tokens} is too many: at most {MAX_TOKENS}.")
-    if cfg.source == "fineweb_shards":
-        stem, manifest = fineweb.STEMS[cfg.fineweb_type], _ready_made(cfg, folder)
-    else:
-        source = _source(cfg)
-        stem, manifest = source.stem, _write(cfg, folder, source)
-    manifests.refuse_others(folder, manifest)
-    dataclasses.replace(manifest, complete=True).write(folder)
+    source = None if cfg.source == "fineweb_shards" else _source(cfg)
+    stem = source.stem if source else fineweb.STEMS[cfg.fineweb_type]
+    _make_folder(folder)
+    with locked(folder) as remark:
+        if remark:
+            print(remark)
+        manifest = _make(cfg, folder, stem, source)
     print(how_to_train(f"{folder}/{stem}", [shard.file for shard in manifest.shards]))
 
 
@@ -154,22 +155,33 @@ def _source(cfg: PrepareConfig) -> Source:
     return module.source(cfg.input, field=cfg.field, val_fraction=cfg.val_fraction, **size)
 
 
-def _manifest(cfg: PrepareConfig, folder: Path, inputs: list[dict]) -> Manifest:
-    """The folder's manifest, as far as its shards are there; of a new folder, an empty one."""
-    options = {name: getattr(cfg, name) for name in DECIDING[cfg.source]}
-    manifest = manifests.agreed(folder, Manifest(cfg.source, options, inputs))
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(
             f"--output_dir={folder} cannot be made: {error.strerror}; name another directory."
         ) from error
+
+
+def _make(cfg: PrepareConfig, folder: Path, stem: str, source: Source | None) -> Manifest:
+    """Make or fetch (source: None) the shards that are not there; gives the manifest of all."""
+    options = {name: getattr(cfg, name) for name in DECIDING[cfg.source]}
+    wanted = Manifest(cfg.source, options, source.inputs if source else [])
+    manifest = manifests.of_same_work(folder, wanted)
+    manifests.refuse_strangers(folder, stem)  # now: what is left over is known after the work
+    if source:
+        manifest = _write(cfg, folder, source, manifests.kept(folder, manifest))
+    else:
+        manifest = _ready_made(cfg, folder, manifest)
+    manifests.refuse_others(folder, manifest)
+    manifest = dataclasses.replace(manifest, complete=True)
+    manifest.write(folder)
     return manifest
 
 
-def _write(cfg: PrepareConfig, folder: Path, source: Source) -> Manifest:
-    """Write the shards that are not there; gives the manifest of all."""
-    manifest = _manifest(cfg, folder, source.inputs)
+def _write(cfg: PrepareConfig, folder: Path, source: Source, manifest: Manifest) -> Manifest:
+    """Write the shards that `manifest` lacks; gives the manifest of all."""
     for shard in manifest.shards:
         print(f"{folder / shard.file}: {shard.tokens:,} tokens, there already")
     if manifest.complete:
@@ -188,9 +200,9 @@ def _write(cfg: PrepareConfig, folder: Path, source: Source) -> Manifest:
     return manifest
 
 
-def _ready_made(cfg: PrepareConfig, folder: Path) -> Manifest:
-    """Fetch the shards that are not there; gives the manifest of all."""
-    manifest = _manifest(cfg, folder, [])
+def _ready_made(cfg: PrepareConfig, folder: Path, manifest: Manifest) -> Manifest:
+    """Fetch the shards that are not there; gives the manifest of all. What is there is compared
+    with what the Hub says of it."""
     files = fineweb.ready_made(
         folder, kind=cfg.fineweb_type, max_shards=cfg.max_shards, hub_url=cfg.hub
     )
@@ -198,7 +210,9 @@ def _ready_made(cfg: PrepareConfig, folder: Path) -> Manifest:
         Shard(file["file"], len(tokens.read_shard(folder / file["file"])), file["sha256"])
         for file in files
     ]
+    before = {shard.file: shard for shard in manifest.shards}
     for shard in shards:
+        manifests.compare(folder, before.get(shard.file, shard), shard)
         print(f"{folder / shard.file}: {shard.tokens:,} tokens")
     return dataclasses.replace(manifest, shards=shards)
 

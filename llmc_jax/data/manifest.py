@@ -6,6 +6,7 @@ that was stopped goes on with the same command. Of training it knows nothing.
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,28 +69,30 @@ def read(folder: Path) -> Manifest | None:
         ) from error
 
 
-def agreed(folder: Path, wanted: Manifest) -> Manifest:
-    """The folder's manifest where it is of the same work as `wanted`, else `wanted`, if none.
-
-    Shards from the first missing one on are left out: they are made again. Raises BadInput where
-    the work differs, or a shard is not what the manifest says.
-    """
+def of_same_work(folder: Path, wanted: Manifest) -> Manifest:
+    """The folder's manifest, or where it has none, `wanted`. Raises BadInput where it is of other
+    work than `wanted`; its shards are not looked at."""
     found = read(folder)
     if found is None:
         return wanted
-    path = folder / NAME
     if changed := _differences(found, wanted):
         raise BadInput(
-            f"{path}: {', '.join(changed)}; give the old command, remove the folder, or name "
-            f"another --output_dir."
+            f"{folder / NAME}: {', '.join(changed)}; give the old command, remove the folder, or "
+            f"name another --output_dir."
         )
-    kept = []
-    for shard in found.shards:
-        if not (folder / shard.file).exists():
-            return dataclasses.replace(found, shards=kept, complete=False)
-        check(folder, shard)
-        kept.append(shard)
     return found
+
+
+def kept(folder: Path, manifest: Manifest) -> Manifest:
+    """The manifest of the shards that are there. Those from the first missing one on are left out:
+    they are made again. Raises BadInput where one is not what the manifest says."""
+    shards = []
+    for shard in manifest.shards:
+        if not (folder / shard.file).exists():
+            return dataclasses.replace(manifest, shards=shards, complete=False)
+        check(folder, shard)
+        shards.append(shard)
+    return manifest
 
 
 def _differences(found: Manifest, wanted: Manifest) -> list[str]:
@@ -122,12 +125,21 @@ def _other_text(before: list[dict], now: list[dict]) -> str:
 def check(folder: Path, shard: Shard) -> None:
     """Raises BadInput where the file is not there, or not what its manifest says."""
     path = folder / shard.file
+    there = dict(tokens=len(read_shard(path)), sha256=sha256_of(path))
+    compare(folder, shard, dataclasses.replace(shard, **there))
+
+
+def compare(folder: Path, said: Shard, found: Shard) -> None:
+    """Raises BadInput where a shard is not what its manifest says."""
+    path = folder / said.file
     again = "remove it, and the command that made it makes it again"
-    if (count := len(read_shard(path))) != shard.tokens:
-        raise BadInput(f"{path} has {count} tokens and its manifest says {shard.tokens}; {again}.")
-    if (digest := sha256_of(path)) != shard.sha256:
+    if found.tokens != said.tokens:
         raise BadInput(
-            f"{path} has the SHA-256 {digest} and its manifest says {shard.sha256}; {again}."
+            f"{path} has {found.tokens} tokens and its manifest says {said.tokens}; {again}."
+        )
+    if found.sha256 != said.sha256:
+        raise BadInput(
+            f"{path} has the SHA-256 {found.sha256} and its manifest says {said.sha256}; {again}."
         )
 
 
@@ -147,6 +159,16 @@ def verify(folder: Path) -> Manifest:
         )
     refuse_others(folder, manifest)
     return manifest
+
+
+def refuse_strangers(folder: Path, stem: str) -> None:
+    """Raises BadInput where the folder has shards that no work of this stem makes."""
+    for path in sorted(folder.glob("*.bin")):
+        if not re.fullmatch(rf"{re.escape(stem)}_(train|val)_\d{{6,}}\.bin", path.name):
+            raise BadInput(
+                f"{path} is none of the shards {stem}_*.bin; remove it or name another "
+                f"--output_dir."
+            )
 
 
 def refuse_others(folder: Path, manifest: Manifest) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from llmc_jax import prepare
 from llmc_jax.config import BadInput
-from llmc_jax.data import download
+from llmc_jax.data import download, manifest
 from llmc_jax.data.sources import fineweb
 from llmc_jax.data.tokenizer import EOT, tokenizer
 from llmc_jax.data.tokens import read_shard, write_shard
@@ -223,7 +223,7 @@ def ready(hub, tmp_path):
     return hub
 
 
-def test_ready_made_shards(ready, tmp_path, capsys):
+def test_ready_made_shards(ready, tmp_path, capsys, monkeypatch):
     cfg = config(ready, tmp_path, "fineweb_shards", max_shards=2)
     prepare.main(cfg)
     files = ready.files[fineweb.READY["classic"]]
@@ -234,6 +234,7 @@ def test_ready_made_shards(ready, tmp_path, capsys):
     prepare.main(dataclasses.replace(cfg, verify=True))
     assert "3 shards, 304 tokens, as in the manifest" in capsys.readouterr().out
     ready.asked.clear()
+    monkeypatch.setattr(manifest, "sha256_of", None)  # of what is there the download makes it
     prepare.main(dataclasses.replace(cfg, max_shards=3))
     assert ready.asked == [f"/datasets/{fineweb.READY['classic']}/resolve/{COMMIT}/"
                            "fineweb_train_000003.bin"]  # fmt: skip
@@ -316,3 +317,17 @@ def test_tinyshakespeare_is_fetched_by_hand_where_there_is_no_network(hub, tmp_p
         r".*downloads/tinyshakespeare\.txt, and give the same command again",
     ):
         prepare.main(config(hub, tmp_path, "tinyshakespeare"))
+
+
+def test_a_kept_shard_that_was_changed_is_named(ready, tmp_path):
+    """By the Hub's checksum; where nothing lists it any more, by the manifest's."""
+    cfg = config(ready, tmp_path, "fineweb_shards", max_shards=1)
+    prepare.main(cfg)
+    path = tmp_path / "out/fineweb_train_000001.bin"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(BadInput, match=r"000001\.bin has the SHA-256 \w+ instead of \w+; rem"):
+        prepare.main(cfg)
+    (tmp_path / "out/hub.json").unlink()
+    ready.files.clear()
+    with pytest.raises(BadInput, match=r"000001\.bin has the SHA-256 \w+ and its manifest says"):
+        prepare.main(cfg)

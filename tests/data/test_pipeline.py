@@ -19,6 +19,7 @@ from llmc_jax.config import BadInput, RunStopped
 from llmc_jax.data import pipeline
 from llmc_jax.data.tokenizer import EOT, tokenizer
 from llmc_jax.data.tokens import read_shard, write_shard
+from llmc_jax.lock import locked
 from llmc_jax.prepare import PrepareConfig
 
 ROOT = Path(prepare.__file__).parents[1]
@@ -259,6 +260,24 @@ def test_other_work_in_the_same_folder_is_refused(lines, changes, message):
     with pytest.raises(BadInput, match=message):
         prepare.main(dataclasses.replace(lines, **changes))
     assert files(lines.output_dir) == before
+
+
+def test_two_in_one_folder_are_refused(lines):
+    Path(lines.output_dir).mkdir()
+    with (
+        locked(Path(lines.output_dir)),
+        pytest.raises(BadInput, match=r"--output_dir=.*out is in use by process \d+ on .*; wait"),
+    ):
+        prepare.main(lines)
+    prepare.main(lines)
+
+
+def test_a_stranger_in_the_folder_is_found_before_the_work(lines):
+    Path(lines.output_dir).mkdir()
+    write_shard(Path(lines.output_dir) / "x.bin", np.zeros(7))
+    with pytest.raises(BadInput, match=r"out/x\.bin is none of the shards jsonl_\*\.bin; rem"):
+        prepare.main(lines)
+    assert sorted(files(lines.output_dir)) == ["lock", "x.bin"]
 
 
 def test_other_shards_without_a_manifest_are_refused(lines):
