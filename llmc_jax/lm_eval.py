@@ -14,6 +14,7 @@ from llmc_jax.trained import open_trained
 from llmc_jax.training import parallel
 
 NAME = "llmc_jax"  # of --model
+DTYPES = ("auto", "float32", "bfloat16")
 BATCH_SIZE = 8  # for --batch_size auto
 
 
@@ -21,16 +22,30 @@ def open_harness(
     *, run: str, model: str, step: int, sequence_length: int, dtype: str, ops_spec: str, batch_size
 ) -> Harness:
     """The model that --model_args name, as evaluate's flags do. Raises BadInput."""
+    _check(step=step, sequence_length=sequence_length, dtype=dtype, batch_size=batch_size)
     mesh = parallel.make_mesh()
-    trained = open_trained(mesh, run=run, model=model, step=step)
+    trained = open_trained(mesh, run=str(run), model=str(model), step=step)
     longest = trained.model.maxT
     T = trained.T if sequence_length == -1 else sequence_length
     if not 2 <= T <= longest:
-        raise BadInput(f"sequence_length={T} must be from 2 to {longest}.")
-    chosen, _ = ops.select(ops_spec, jax.default_backend(), trained.model.C // trained.model.NH)
+        raise BadInput(f"--model_args sequence_length={T} must be from 2 to {longest}.")
+    chosen, _ = ops.select(
+        str(ops_spec), jax.default_backend(), trained.model.C // trained.model.NH
+    )
     number = int(batch_size) if str(batch_size).isdecimal() else BATCH_SIZE
     dtype = trained.dtype if dtype == "auto" else dtype
     return Harness(trained, chosen, mesh, T=T, dtype=dtype, batch_size=number)
+
+
+def _check(*, step, sequence_length, dtype, batch_size) -> None:
+    """Raises BadInput for what the flags of evaluate could not be: the harness takes any word."""
+    for name, value in dict(step=step, sequence_length=sequence_length).items():
+        if type(value) is not int or value < -1:
+            raise BadInput(f"--model_args {name}={value} must be a whole number, or -1.")
+    if dtype not in DTYPES:
+        raise BadInput(f"--model_args dtype={dtype} must be one of {', '.join(DTYPES)}.")
+    if str(batch_size) == "0":
+        raise BadInput("--batch_size=0 must be at least 1, or auto.")
 
 
 def register() -> type:

@@ -130,6 +130,28 @@ def test_without_lm_eval_there_is_one_sentence(monkeypatch, capsys):
     assert "--model_args run=runs/books" in help and "pip install -e .[lm_eval]" in help
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(dtype="foo"), "dtype=foo must be one of auto, float32, bfloat16"),
+        (dict(dtype=16), "dtype=16 must be one of"),
+        (dict(step="last"), "step=last must be a whole number"),
+        (dict(sequence_length=1.5), "sequence_length=1.5 must be a whole number"),
+        (dict(sequence_length=17), "sequence_length=17 must be from 2 to 16"),
+        (dict(ops_spec=7), "--ops=7: no op has an implementation '7'"),
+        (dict(batch_size="0"), "--batch_size=0 must be at least 1, or auto"),
+        (dict(model="", run=2024), "--run=2024 has no checkpoints"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(params, tmp_path, monkeypatch, options, message):
+    """The harness makes numbers of words that look like some."""
+    monkeypatch.chdir(tmp_path)
+    llmc.write_model(tmp_path / "model.bin", MODEL, params)
+    usual = dict(run="", model="model.bin", step=-1, sequence_length=-1, dtype="auto")
+    with pytest.raises(BadInput, match=message):
+        lm_eval.open_harness(**(usual | dict(ops_spec="auto", batch_size=8) | options))
+
+
 TASK = """
 task: tea
 dataset_path: json
