@@ -53,29 +53,29 @@ FIXED = dict(
 )
 
 
-def find(name: str) -> Path:
+def find(name: str, flag: str = "model") -> Path:
     """The folder of `name`: a local one, or a model of the hub, downloaded to its usual cache.
 
-    Raises BadInput where it is neither or cannot be had.
+    Raises BadInput, which names `flag`, where it is neither or cannot be had.
     """
     if Path(name).is_dir():
         return Path(name)
-    local = f"give a local directory, as transformers' save_pretrained writes it: hf:{name}"
+    asked = f"--{flag}=hf:{name}"
+    local = "give a local directory, as transformers' save_pretrained writes it"
     if name.startswith((".", "/")) or name.count("/") > 1:
-        raise BadInput(f"hf:{name}: there is no such directory; {local.split(':')[0]}.")
+        raise BadInput(f"{asked}: there is no such directory; {local}.")
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise BadInput(
-            f"hf:{name} is no local directory, and a download needs pip install huggingface_hub."
+            f"{asked} is no local directory, and a download needs pip install huggingface_hub."
         ) from error
     try:
         patterns = ["config.json", WEIGHTS, INDEX, "model-*.safetensors"]
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # whatever the network, the hub or its cache raised
         raise BadInput(
-            f"hf:{name} cannot be downloaded ({type(error).__name__}); give a local directory "
-            f"instead, as transformers' save_pretrained writes it."
+            f"{asked} cannot be downloaded ({type(error).__name__}); {local}."
         ) from error
 
 

@@ -177,7 +177,9 @@ def test_a_broken_folder_is_named(tmp_path, params):
 
 def test_a_name_that_cannot_be_had_asks_for_a_local_directory(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(BadInput, match=r"hf:\./none: there is no such directory; give a local"):
+    with pytest.raises(
+        BadInput, match=r"--model=hf:\./none: there is no such directory; give a local"
+    ):
         huggingface.find("./none")
     hub = pytest.importorskip("huggingface_hub")
 
@@ -185,5 +187,7 @@ def test_a_name_that_cannot_be_had_asks_for_a_local_directory(monkeypatch):
         raise hub.errors.LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr(hub, "snapshot_download", fail)
-    with pytest.raises(BadInput, match=r"hf:gpt2 cannot be downloaded .* give a local directory"):
-        huggingface.find("gpt2")
+    with pytest.raises(
+        BadInput, match=r"--source=hf:gpt2 cannot be downloaded .* give a local directory"
+    ):
+        huggingface.find("gpt2", "source")
