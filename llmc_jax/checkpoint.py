@@ -34,9 +34,12 @@ class CheckpointConfig:
 
 def main(command: str, cfg: CheckpointConfig) -> int:
     """Do what `command` says; exit status 1 where verify finds a checkpoint that is not whole."""
+    if not cfg.run:
+        raise BadInput("--run is needed: the --output_dir of a training run.")
     folder = RunDir(Path(cfg.run)).checkpoints
-    if not cfg.run or not folder.is_dir():
-        raise BadInput(f"--run={cfg.run} has no checkpoints; name the --output_dir of a training.")
+    if not folder.is_dir():
+        what = "has no checkpoints" if Path(cfg.run).is_dir() else "is no directory"
+        raise BadInput(f"--run={cfg.run} {what}; name the --output_dir of a training run.")
     checkpoints = Checkpointer(folder)
     steps = checkpoints.all_steps()
     if cfg.step != -1 and cfg.step not in steps:

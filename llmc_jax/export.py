@@ -39,8 +39,8 @@ class ExportConfig:
 
     source: str = option(
         "",
-        "a run's directory (ours or llm.c's), a model file of llm.c (PATH.bin), a folder of "
-        "Hugging Face (hf:PATH), or a descriptor (d12) for its initial weights",
+        "a run's directory (ours or llm.c's), a model file of llm.c (PATH.bin), a folder or "
+        "name of Hugging Face (hf:PATH, hf:NAME), or a descriptor (d12) for its initial weights",
     )
     step: int = option(-1, "step of the run's checkpoint; -1: the newest", minimum=-1)
     format: str = option(

@@ -56,7 +56,11 @@ class PrepareConfig:
     max_shards: int = option(
         -1, "how many shards of --source=fineweb_shards to train on; -1: all", minimum=-1
     )
-    output_dir: str = option("", "directory for the shards; empty: data/SOURCE")
+    output_dir: str = option(
+        "",
+        "directory for the shards; empty: data/SOURCE, of FineWeb llm.c's name for it, such as "
+        "data/edu_fineweb10B",
+    )
     download_dir: str = option("data/downloads", "directory for what is downloaded")
     hub: str = option("https://huggingface.co", "where Hugging Face's files are: it, or a mirror")
     val_fraction: float = option(

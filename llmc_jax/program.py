@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -115,13 +116,19 @@ def _mistake(error: Exception, argv: list[str], config_class: type) -> str:
         missing = error.__context__
         return f"--flagfile={missing.filename} cannot be read: {missing.strerror}."
     else:
-        told = " ".join(str(error).split()).rstrip(".")
+        told = _plain(" ".join(str(error).split()).rstrip("."))
     for file in _flagfiles(argv):
         try:
             flags.FLAGS([argv[0], f"--flagfile={file}"])
         except (flags.Error, ValueError):
             return f"--flagfile={file}: {told}; see --help."
     return f"{told}; see --help."
+
+
+def _plain(said: str) -> str:
+    """What Python says of a word that is no number, in words of the command line."""
+    said = re.sub(r"invalid literal for int\(\).*", "must be a whole number", said)
+    return re.sub(r"could not convert string to float.*", "must be a number", said)
 
 
 def _no_flag(error: flags.UnrecognizedFlagError, config_class: type) -> str:

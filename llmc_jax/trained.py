@@ -24,7 +24,9 @@ class TrainedConfig:
 
     run: str = option("", "directory of a run (the --output_dir of its training)")
     model: str = option(
-        "", "instead of --run: a model file of llm.c (PATH.bin), a folder of Hugging Face (hf:PATH)"
+        "",
+        "instead of --run: a model file of llm.c (PATH.bin), a folder or name of Hugging Face "
+        "(hf:PATH, hf:NAME)",
     )
     step: int = option(-1, "step of the checkpoint; -1: the newest", minimum=-1)
     sequence_length: int = option(
@@ -106,6 +108,8 @@ def _folder(run: str) -> Path:
     """The folder of the run's checkpoints."""
     if not run:
         raise BadInput("--run is needed: the --output_dir of a training run (or --model=FILE).")
+    if not Path(run).is_dir():
+        raise BadInput(f"--run={run} is no directory; name the --output_dir of a training run.")
     folder = RunDir(Path(run)).checkpoints
     if not folder.is_dir():
         raise BadInput(f"--run={run} has no checkpoints; train with --checkpoint_every.")

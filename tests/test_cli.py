@@ -106,7 +106,7 @@ def test_bad_input_to_train(results, folder, name):
             ["--source=text", f"--input={__file__}", f"--output_dir={__file__}/out"],
             "cannot be made",
         ),
-        ("generate", ["--run=/nowhere"], "--run=/nowhere has no checkpoints"),
+        ("generate", ["--run=/nowhere"], "--run=/nowhere is no directory"),
     ],
 )
 def test_bad_input_to_other_programs(program, flags, message):
@@ -119,7 +119,7 @@ def test_bad_input_to_other_programs(program, flags, message):
     ("line", "message"),
     [
         ("--workrs=1", "{}: there is no flag --workrs; did you mean --workers; see --help."),
-        ("--workers=two", "{}: flag --workers=two: invalid literal for int() with base 10: 'two'"),
+        ("--workers=two", "{}: flag --workers=two: must be a whole number"),
         ("workers=2", "'workers=2' is not a flag, in {}; options are written --name=value."),
     ],
 )

@@ -150,7 +150,7 @@ def test_what_is_not_given_is_downloaded(folder, monkeypatch, tmp_path):
     ("options", "message"),
     [
         (dict(run=""), "--run is needed"),
-        (dict(run="/nowhere"), "--run=/nowhere has no checkpoints"),
+        (dict(run="/nowhere"), "--run=/nowhere is no directory"),
         (dict(model="d12"), "--run and --model both name a model"),
         (dict(run="", model="d12"), "--model=d12 has no weights"),
         (dict(step=5), "--step=5 was not saved; .* has 6"),

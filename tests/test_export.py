@@ -192,7 +192,7 @@ def test_a_run_of_llm_c_goes_on_where_it_was(of_llm_c, was, now, message):
     [
         (dict(), "--source is needed"),
         (dict(source="d6"), "--output is needed"),
-        (dict(source="d5", output="x"), "--source=d5 is unknown"),
+        (dict(source="d5", output="x"), "--source=d5: there is no such file"),
         (dict(source="{tmp}", output="x"), "holds no checkpoint.* is written hf:"),
         (dict(source="{tmp}/none.bin", output="x"), r"--source=.*none\.bin: there is no such file"),
         (dict(source="runs/nope", output="x"), "--source=runs/nope: there is no such file or dir"),

@@ -155,7 +155,7 @@ def test_broken_characters_are_replaced(broken, after, monkeypatch):
     ("options", "message"),
     [
         (dict(run=""), "--run is needed"),
-        (dict(run="/nowhere"), "--run=/nowhere has no checkpoints"),
+        (dict(run="/nowhere"), "--run=/nowhere is no directory"),
         (dict(step=3), "--step=3 was not saved; .* has 90"),
         (dict(top_k=91), "--top_k=91 must be from 0 to 90"),
         (dict(top_p=0.0), r"--top_p=0.0 must be above 0"),

@@ -27,7 +27,7 @@ def read_questions(flag: str, pattern: str) -> list[Example]:
     """
     paths = sorted(glob.glob(pattern))
     if not paths:
-        raise BadInput(f"--{flag}={pattern} matches no file.")
+        raise BadInput(f"--{flag}={pattern} matches no file; correct the name or the pattern.")
     questions = []
     for path in paths:
         read = READERS.get(Path(path).suffix)

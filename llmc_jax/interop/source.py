@@ -17,7 +17,7 @@ def open_model(name: str, flag: str = "model") -> tuple[ModelConfig, Params | No
         return model_config(name, flag), None
     if name.startswith("hf:"):
         return huggingface.read_model(huggingface.find(name.removeprefix("hf:"), flag))
-    if not Path(name).exists() and ("/" in name or name.endswith(".bin")):
+    if not Path(name).exists() and (flag == "source" or "/" in name or name.endswith(".bin")):
         raise BadInput(
             f"--{flag}={name}: there is no such file or directory; correct the name, or take one "
             f"of the models {', '.join(MODELS)}."

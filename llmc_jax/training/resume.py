@@ -163,7 +163,7 @@ def open_weights(path: str) -> tuple[Checkpointer, int]:
     if step is None:
         raise BadInput(
             f"--init_from={path} is neither the directory of a run with a checkpoint nor one of "
-            f"its checkpoints."
+            f"its checkpoints; name one, or leave it out."
         )
     return checkpoints, step
 

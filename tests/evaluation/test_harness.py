@@ -140,7 +140,7 @@ def test_without_lm_eval_there_is_one_sentence(monkeypatch, capsys):
         (dict(sequence_length=17), "sequence_length=17 must be from 2 to 16"),
         (dict(ops_spec=7), "--ops=7: no op has an implementation '7'"),
         (dict(batch_size="0"), "--batch_size=0 must be at least 1, or auto"),
-        (dict(model="", run=2024), "--run=2024 has no checkpoints"),
+        (dict(model="", run=2024), "--run=2024 is no directory"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(params, tmp_path, monkeypatch, options, message):

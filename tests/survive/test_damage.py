@@ -143,7 +143,7 @@ def test_a_model_from_a_damaged_checkpoint_is_refused_with_one_that_is_whole(cop
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ls", "--run=/nowhere"], "--run=/nowhere has no checkpoints"),
+        (["ls", "--run=/nowhere"], "--run=/nowhere is no directory"),
         (["--run=/nowhere"], "one of the words ls, verify, rm is needed"),
         (["ls", "rm"], "one of the words ls, verify, rm is needed"),
         (["rm", "--run={run}"], "rm needs --step=N or --keep=N"),
