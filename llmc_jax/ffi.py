@@ -26,7 +26,7 @@ _BUILD = {
 }
 
 # What handlers take and give, numbered: a library of another number is of another commit.
-INTERFACE = 2
+INTERFACE = 3
 
 # The first compute capability that the CUDA kernels are built for.
 OLDEST_GPU = "8.0"
@@ -149,13 +149,13 @@ def call(target: str, results: list, aliases: dict[int, int] | None = None) -> C
 
     results: shape and dtype of each result. aliases: input index -> index of the result that
     takes its place in memory. Python numbers become the attribute types the handlers bind:
-    float32 and int64, and arrays of float32 from tuples.
+    float32 and int64, and arrays of them from tuples.
     """
     run = jax.ffi.ffi_call(target, results, input_output_aliases=aliases)
 
     def typed(value):
         if isinstance(value, tuple):
-            return np.array(value, np.float32)
+            return np.array([typed(one) for one in value])
         return np.float32(value) if isinstance(value, float) else np.int64(value)
 
     def with_attributes(*arrays, **static):

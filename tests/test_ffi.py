@@ -54,7 +54,7 @@ def test_the_interface_has_a_new_number_when_a_handler_changes():
         bindings += re.findall(r"_HANDLER(?:_SYMBOL)?\((\w+,.*?)\);", path.read_text(), re.DOTALL)
     assert len(bindings) == len(ffi.CPU_HANDLERS) + len(ffi.CUDA_HANDLERS)
     digest = hashlib.sha256("".join("".join(bindings).split()).encode()).hexdigest()[:16]
-    assert (ffi.INTERFACE, digest) == (2, "149539ead4bf0320")
+    assert (ffi.INTERFACE, digest) == (3, "55e68eecbc8d0a9d")
 
 
 def test_a_file_that_is_no_library_is_refused(tmp_path):
@@ -255,8 +255,36 @@ def test_many_calls_at_once_do_not_wait_for_each_other():
             "llmc_global_norm",
             [((), "f4")],
             [np.ones(3, "f4"), np.ones(3, "i4")],
-            {},
+            dict(arrays=(1, 1)),
             "gradient of leaf 1 is .*, expected float32 or bfloat16",
+        ),
+        (
+            "llmc_global_norm",
+            [((), "f4")],
+            [np.ones(3, "f4"), np.ones((1, 5, 7), "f4"), np.ones((1, 6, 8), "f4")],
+            dict(arrays=(1, 2)),
+            "gradient of leaf 1: its factors have 5 and 6 rows, expected as many",
+        ),
+        (
+            "llmc_global_norm",
+            [((), "f4")],
+            [np.ones((5, 7), "f4"), np.ones((5, 8), "f4")],
+            dict(arrays=(2,)),
+            r"gradient of leaf 0 is \(5,7\), expected 3 dimensions, none of them 0",
+        ),
+        (
+            "llmc_global_norm",
+            [((), "f4")],
+            [np.ones((1, 5, 7), "f4"), np.ones((1, 5, 8), jnp.bfloat16)],
+            dict(arrays=(2,)),
+            "gradient of leaf 0, its second factor, is bfloat16, expected float32",
+        ),
+        (
+            "llmc_global_norm",
+            [((), "f4")],
+            [np.ones(3, "f4"), np.ones(3, "f4")],
+            dict(arrays=(1, 2)),
+            "2 arrays, expected 3 of the gradients",
         ),
     ],
 )

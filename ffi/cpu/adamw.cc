@@ -1,5 +1,7 @@
 // Handlers of adamw and global_norm: see adamw.h.
 #include <cmath>
+#include <numeric>
+#include <optional>
 #include <vector>
 
 #include "cpu/handler.h"
@@ -7,10 +9,10 @@
 namespace llmc {
 namespace {
 
-// Leaf i of the k-th of several lists of n float32 arrays, of `size` elements.
-const float* Leaf(Checker& check, const ffi::RemainingArgs& args, size_t n, size_t k, size_t i,
+// Argument `index`, float32 and of `size` elements, as the gradient of leaf i has.
+const float* Leaf(Checker& check, const ffi::RemainingArgs& args, size_t index, size_t i,
                   int64_t size) {
-  auto buffer = args.get<F32>(k * n + i);
+  auto buffer = args.get<F32>(index);
   if (!buffer.has_value()) {
     check.Fail("leaf " + std::to_string(i) + ": " + buffer.error().message());
     return nullptr;
@@ -22,16 +24,33 @@ const float* Leaf(Checker& check, const ffi::RemainingArgs& args, size_t n, size
   return buffer->typed_data();
 }
 
-// The array `index`, which is the gradient of leaf i.
-Gradient GradientOf(Checker& check, const ffi::RemainingArgs& args, size_t index, size_t i) {
-  auto buffer = args.get<Any>(index);
-  if (!buffer.has_value()) {
-    check.Fail("leaf " + std::to_string(i) + ": " + buffer.error().message());
-    return {};
-  }
-  check.FloatType(("gradient of leaf " + std::to_string(i)).c_str(), *buffer);
-  return {buffer->untyped_data(), static_cast<int64_t>(buffer->element_count()),
-          buffer->element_type() == ffi::BF16};
+// The gradient of leaf i, of which argument `index` is the first array: one as `arrays` says, or
+// two, its factors. Moves `index` on to the next gradient's.
+Gradient GradientOf(Checker& check, const ffi::RemainingArgs& args, size_t& index, int64_t arrays,
+                    size_t i) {
+  const std::string name = "gradient of leaf " + std::to_string(i);
+  auto array = [&]() -> std::optional<Any> {
+    auto buffer = args.get<Any>(index++);
+    if (buffer.has_value()) {
+      check.FloatType(name.c_str(), *buffer);
+      return *buffer;
+    }
+    check.Fail(name + ": " + buffer.error().message());
+    return std::nullopt;
+  };
+  auto first = array();
+  if (!first) return {};
+  const bool half = first->element_type() == ffi::BF16;
+  const auto elements = static_cast<int64_t>(first->element_count());
+  if (arrays == 1) return {first->untyped_data(), elements, half};
+  auto inp = array();
+  if (!inp || !check.ok()) return {};
+  check.SameType((name + ", its second factor,").c_str(), *inp, *first);
+  const int64_t OC = check.Size(name.c_str(), *first, 3, 2), C = check.Size(name.c_str(), *inp, 3, 2);
+  const int64_t N = RowsOf(*first, OC), rows = RowsOf(*inp, C);
+  check.Require(N == rows, name + ": its factors have " + std::to_string(N) + " and " +
+                               std::to_string(rows) + " rows, expected as many");
+  return {first->untyped_data(), OC * C, half, inp->untyped_data(), N, C};
 }
 
 // params, m, v are updated in place: XLA gives a result the memory of its argument.
@@ -43,20 +62,22 @@ float* InPlace(Checker& check, ffi::RemainingRets& rets, size_t i, const float* 
 }
 
 ffi::Error AdamWUpdate(ffi::ThreadPool pool, F32 lr, F32 scale, S32 step, ffi::RemainingArgs args,
-                       ffi::RemainingRets rets, ffi::Span<const float> weight_decay, float beta1,
-                       float beta2, float eps) {
+                       ffi::RemainingRets rets, ffi::Span<const float> weight_decay,
+                       ffi::Span<const int64_t> arrays, float beta1, float beta2, float eps) {
   Checker check("llmc_adamw");
-  size_t n = weight_decay.size();
-  check.Require(args.size() == 4 * n && rets.size() == 3 * n,
+  const size_t n = weight_decay.size();
+  const size_t of_grads = std::accumulate(arrays.begin(), arrays.end(), size_t{0});
+  check.Require(arrays.size() == n && args.size() == 3 * n + of_grads && rets.size() == 3 * n,
                 std::to_string(args.size()) + " arrays and " + std::to_string(n) +
                     " weight decays, expected params, grads, m and v of as many leaves");
   std::vector<AdamWLeaf> leaves(n);
+  size_t next = n;
   for (size_t i = 0; check.ok() && i < n; ++i) {
     AdamWLeaf& leaf = leaves[i];
-    leaf.grad = GradientOf(check, args, n + i, i);
-    const float* param = Leaf(check, args, n, 0, i, leaf.grad.size);
-    const float* m = Leaf(check, args, n, 2, i, leaf.grad.size);
-    const float* v = Leaf(check, args, n, 3, i, leaf.grad.size);
+    leaf.grad = GradientOf(check, args, next, arrays[i], i);
+    const float* param = Leaf(check, args, i, i, leaf.grad.size);
+    const float* m = Leaf(check, args, n + of_grads + i, i, leaf.grad.size);
+    const float* v = Leaf(check, args, 2 * n + of_grads + i, i, leaf.grad.size);
     leaf.param = InPlace(check, rets, i, param);
     leaf.m = InPlace(check, rets, n + i, m);
     leaf.v = InPlace(check, rets, 2 * n + i, v);
@@ -76,10 +97,16 @@ ffi::Error AdamWUpdate(ffi::ThreadPool pool, F32 lr, F32 scale, S32 step, ffi::R
   });
 }
 
-ffi::Error GlobalNorm(ffi::ThreadPool pool, ffi::RemainingArgs args, F32Out norm) {
+ffi::Error GlobalNorm(ffi::ThreadPool pool, ffi::RemainingArgs args, F32Out norm,
+                      ffi::Span<const int64_t> arrays) {
   Checker check("llmc_global_norm");
-  std::vector<Gradient> grads(args.size());
-  for (size_t i = 0; i < args.size(); ++i) grads[i] = GradientOf(check, args, i, i);
+  const size_t given = std::accumulate(arrays.begin(), arrays.end(), size_t{0});
+  check.Require(args.size() == given, std::to_string(args.size()) + " arrays, expected " +
+                                          std::to_string(given) + " of the gradients");
+  std::vector<Gradient> grads(arrays.size());
+  size_t next = 0;
+  for (size_t i = 0; check.ok() && i < grads.size(); ++i)
+    grads[i] = GradientOf(check, args, next, arrays[i], i);
   return Run(check, pool, [&](Threads& threads) {
     double sum = ActiveKernels().sum_of_squares(threads, grads.size(), grads.data());
     norm->typed_data()[0] = static_cast<float>(std::sqrt(sum));
@@ -94,9 +121,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_adamw, AdamWUpdate,
                                   .Arg<F32>()       // lr ()
                                   .Arg<F32>()       // scale ()
                                   .Arg<S32>()       // step ()
-                                  .RemainingArgs()  // params, grads (float32 or bfloat16), m, v
+                                  .RemainingArgs()  // params, grads, m, v
                                   .RemainingRets()  // params, m, v: in place of the arguments
                                   .Attr<ffi::Span<const float>>("weight_decay")
+                                  // of each gradient: 1, or 2 factors; float32 or bfloat16
+                                  .Attr<ffi::Span<const int64_t>>("arrays")
                                   .Attr<float>("beta1")
                                   .Attr<float>("beta2")
                                   .Attr<float>("eps"));
@@ -104,7 +133,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_adamw, AdamWUpdate,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_global_norm, GlobalNorm,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .RemainingArgs()  // any number of arrays, float32 or bfloat16
-                                  .Ret<F32>());     // norm ()
+                                  .RemainingArgs()  // grads, as above
+                                  .Ret<F32>()       // norm ()
+                                  .Attr<ffi::Span<const int64_t>>("arrays"));
 
 }  // namespace llmc

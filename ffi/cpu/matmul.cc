@@ -4,6 +4,17 @@
 namespace llmc {
 namespace {
 
+// The gradient of a weight is (OC,C), or (0,C) where it is to be left in its factors (factors.h).
+void CheckWeightGradient(Checker& check, const char* name, const Any& dweight, const Any& inp,
+                         int64_t OC, int64_t C) {
+  const bool left = dweight.dimensions().size() == 2 && dweight.dimensions()[0] == 0;
+  check.Like(name, dweight, inp, {left ? 0 : OC, C});
+}
+template <typename T>
+T* WeightOut(AnyOut& dweight) {
+  return dweight->element_count() ? Out<T>(dweight) : nullptr;
+}
+
 ffi::Error MatmulForward(ffi::ThreadPool pool, Any inp, Any weight, F32 bias, AnyOut out) {
   Checker check("llmc_matmul_forward");
   int64_t B = check.Size("inp", inp, 3, 0), T_ = check.Size("inp", inp, 3, 1);
@@ -28,13 +39,13 @@ ffi::Error MatmulBackward(ffi::ThreadPool pool, Any dout, Any inp, Any weight, F
   check.Shape("weight", weight, {OC, C});
   check.Like("dout", dout, inp, {B, T_, OC});
   check.Like("dinp", *dinp, inp, {B, T_, C});
-  check.Like("dweight", *dweight, inp, {OC, C});
+  CheckWeightGradient(check, "dweight", *dweight, inp, OC, C);
   check.Shape("dbias", *dbias, {OC});
   return RunOn(check, pool, inp.element_type(), weight, [&](Threads& threads, auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
     On<T, W>().matmul_backward(threads, B * T_, C, OC, In<T>(dout), In<T>(inp), In<W>(weight),
-                               Out<T>(dinp), Out<T>(dweight), Out(dbias));
+                               Out<T>(dinp), WeightOut<T>(dweight), Out(dbias));
   });
 }
 
@@ -80,9 +91,9 @@ ffi::Error MlpBackward(ffi::ThreadPool pool, Any fch, Any dout, Any inp, Any fcw
   check.Like("fch", fch, inp, {s.B, s.T, s.H});
   check.Like("dout", dout, inp, {s.B, s.T, s.C});
   check.Like("dinp", *dinp, inp, {s.B, s.T, s.C});
-  check.Like("dfcw", *dfcw, inp, {s.H, s.C});
+  CheckWeightGradient(check, "dfcw", *dfcw, inp, s.H, s.C);
   check.Shape("dfcb", *dfcb, {s.H});
-  check.Like("dfcprojw", *dfcprojw, inp, {s.C, s.H});
+  CheckWeightGradient(check, "dfcprojw", *dfcprojw, inp, s.C, s.H);
   check.Shape("dfcprojb", *dfcprojb, {s.C});
   check.Like("fch_gelu", *fch_gelu, inp, {s.B, s.T, s.H});
   check.Like("dfch", *dfch, inp, {s.B, s.T, s.H});
@@ -90,8 +101,8 @@ ffi::Error MlpBackward(ffi::ThreadPool pool, Any fch, Any dout, Any inp, Any fcw
     using T = decltype(t);
     using W = decltype(w);
     On<T, W>().mlp_backward(threads, s.B * s.T, s.C, s.H, In<T>(fch), In<T>(dout), In<T>(inp),
-                            In<W>(fcw), In<W>(fcprojw), Out<T>(dinp), Out<T>(dfcw), Out(dfcb),
-                            Out<T>(dfcprojw), Out(dfcprojb), Out<T>(fch_gelu), Out<T>(dfch));
+                            In<W>(fcw), In<W>(fcprojw), Out<T>(dinp), WeightOut<T>(dfcw), Out(dfcb),
+                            WeightOut<T>(dfcprojw), Out(dfcprojb), Out<T>(fch_gelu), Out<T>(dfch));
   });
 }
 
@@ -113,7 +124,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_matmul_backward, MatmulBackward,
                                   .Arg<Any>()   // weight (OC,C)
                                   .Arg<F32>()   // bias (OC)
                                   .Ret<Any>()   // dinp (B,T,C)
-                                  .Ret<Any>()   // dweight (OC,C)
+                                  .Ret<Any>()   // dweight (OC,C) or (0,C)
                                   .Ret<F32>());  // dbias (OC)
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_mlp_forward, MlpForward,
@@ -139,9 +150,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_mlp_backward, MlpBackward,
                                   .Arg<Any>()   // fcprojw (C,H)
                                   .Arg<F32>()   // fcprojb (C)
                                   .Ret<Any>()   // dinp (B,T,C)
-                                  .Ret<Any>()   // dfcw (H,C)
+                                  .Ret<Any>()   // dfcw (H,C) or (0,C)
                                   .Ret<F32>()   // dfcb (H)
-                                  .Ret<Any>()   // dfcprojw (C,H)
+                                  .Ret<Any>()   // dfcprojw (C,H) or (0,H)
                                   .Ret<F32>()   // dfcprojb (C)
                                   .Ret<Any>()   // fch_gelu (B,T,H), for use in between
                                   .Ret<Any>());  // dfch (B,T,H), the same; may be fch

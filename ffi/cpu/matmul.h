@@ -104,10 +104,12 @@ void MatmulForward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* 
   });
 }
 
-// dweight (OC,C) = dout_t (OC,N) inp (N,C)
+// dweight (OC,C) = dout_t (OC,N) inp (N,C); nothing where it is null: then it is to be left in its
+// factors
 template <typename T, typename G>
 void WeightGradient(Threads& threads, int64_t N, int64_t C, int64_t OC, const Operand<T>& dout_t,
                     const T* inp, G* dweight) {
+  if (!dweight) return;
   Gemm<T>(threads, OC, C, N, dout_t, Columns(inp, C), [&](const Tile& tile) {
     StreamTile(tile, C, {dweight}, [](int64_t, int64_t, Vec v, auto) { return Vecs<1>{v}; });
   });

@@ -33,11 +33,14 @@ void* ThreadScratch(Slot slot, int64_t bytes);
 void* AcquireScratch(int64_t bytes);
 void ReleaseScratch(void* memory);
 
-// The gradient of one tensor: BF16 where `half`, else float.
+// The gradient of one tensor, of `size` elements: BF16 where `half`, else float. Where there is
+// `inp`, it is in its factors (factors.h): data (N, size / C) and inp (N, C).
 struct Gradient {
-  const void* data;
-  int64_t size;
-  bool half;
+  const void* data = nullptr;
+  int64_t size = 0;
+  bool half = false;
+  const void* inp = nullptr;
+  int64_t N = 0, C = 0;
 };
 
 // One tensor of the update and what all tensors share; unbias1 = 1 / (1 - beta1^step).

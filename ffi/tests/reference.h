@@ -377,9 +377,16 @@ AttentionGradients AttentionBackward(const Matrix& out, const Matrix& lse, const
 }
 
 // The moving average beta old + (1 - beta) new, new made with `operations`.
-inline Want MovingAverage(double beta, double old, double now, int operations) {
-  double a = beta * old, b = (1 - beta) * now;
-  return {a + b, 2 * kU * (std::fabs(a) + operations * std::fabs(b))};
+inline Want MovingAverage(double beta, double old, const Want& now, int operations) {
+  double a = beta * old, b = (1 - beta) * now.value;
+  return {a + b, 2 * kU * (std::fabs(a) + operations * std::fabs(b)) + (1 - beta) * now.tolerance};
+}
+
+inline Want Scaled(const Want& x, double factor) {
+  return {factor * x.value, std::fabs(factor) * x.tolerance};
+}
+inline Want Squared(const Want& x) {
+  return {x.value * x.value, (2 * std::fabs(x.value) + x.tolerance) * x.tolerance};
 }
 
 // param after the update with m and v.

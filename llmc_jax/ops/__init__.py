@@ -41,6 +41,11 @@ class Ops(NamedTuple):
     adamw: Callable
     global_norm: Callable
 
+    def in_factors(self) -> "Ops":
+        """These, but matmul and mlp leave gradients of weights in their factors (factors.py) if
+        they can: for who does nothing with them but adamw and global_norm."""
+        return self._replace(matmul=self.matmul.in_factors(), mlp=self.mlp.in_factors())
+
 
 TABLE = {
     "encoder": encoder.IMPLEMENTATIONS,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from llmc_jax.ops.factors import arrays_of_each, multiplied
 from llmc_jax.ops.op import Cost, accumulation_dtype, run_kernel, size
 
 
@@ -25,15 +26,15 @@ def update(params, grads, m, v, hyper: Hyper, *, weight_decay):
     """param -= lr * (m_hat / (sqrt(v_hat) + eps) + weight_decay * param), on scale * grad.
 
     params, grads, m, v are trees of one structure with float32 leaves, those of grads may be
-    bfloat16; weight_decay is one of Python floats (0.0: no decay); returns (params, m, v). m and v
-    are the moving averages of the gradient and of its square, m_hat and v_hat those without their
-    bias to 0. Where hyper.scale is not finite, params, m and v are returned as they came, whatever
-    grads hold.
+    bfloat16 or Factors; weight_decay is one of Python floats (0.0: no decay); returns
+    (params, m, v). m and v are the moving averages of the gradient and of its square, m_hat and
+    v_hat those without their bias to 0. Where hyper.scale is not finite, params, m and v are
+    returned as they came, whatever grads hold.
 
     params may be bfloat16, for want of memory for a float32 copy: then their new values are
     rounded up or down by chance, with the probabilities that keep the mean what it was.
     """
-    structure = jax.tree.structure(params)
+    structure, grads = jax.tree.structure(params), multiplied(grads)
     leaves = zip(*map(jax.tree.leaves, (params, grads, m, v, weight_decay)), strict=True)
     updated = [_update(*leaf, hyper, number) for number, leaf in enumerate(leaves)]
     return tuple(structure.unflatten(tree) for tree in zip(*updated, strict=True))
@@ -77,24 +78,33 @@ def _scramble(x):
     return x ^ x >> 16
 
 
-def _kernel(target: str):
-    """`update` as one kernel over all tensors, which writes params, m and v in their places."""
+def native_update(params, grads, m, v, hyper: Hyper, *, weight_decay):
+    """`update` as a kernel, which multiplies what is in factors weight by weight."""
+    static = dict(weight_decay=weight_decay, arrays=arrays_of_each(grads))
+    return _run("llmc_adamw", params, grads, m, v, hyper, **static)
 
-    def native_update(params, grads, m, v, hyper: Hyper, *, weight_decay):
-        n = len(jax.tree.leaves(params))
-        scalars = 3  # before the tensors
-        aliases = {scalars + i: i for i in range(n)}  # params
-        aliases |= {scalars + 2 * n + i: n + i for i in range(2 * n)}  # m, v
-        lr, scale, step, beta1, beta2, eps = hyper
-        return run_kernel(
-            target,
-            jax.eval_shape(lambda *trees: trees, params, m, v),
-            jnp.float32(lr), jnp.float32(scale), jnp.int32(step), params, grads, m, v,
-            aliases=aliases,
-            weight_decay=tuple(jax.tree.leaves(weight_decay)), beta1=beta1, beta2=beta2, eps=eps,
-        )  # fmt: skip
 
-    return native_update
+def cuda_update(params, grads, m, v, hyper: Hyper, *, weight_decay):
+    """`update` as a kernel."""
+    grads = multiplied(grads)
+    return _run("llmc_cuda_adamw", params, grads, m, v, hyper, weight_decay=weight_decay)
+
+
+def _run(target: str, params, grads, m, v, hyper: Hyper, *, weight_decay, **static):
+    """One kernel over all tensors, which writes params, m and v in their places."""
+    n, of_grads = len(jax.tree.leaves(params)), len(jax.tree.leaves(grads))
+    scalars = 3  # before the tensors
+    aliases = {scalars + i: i for i in range(n)}  # params
+    aliases |= {scalars + n + of_grads + i: n + i for i in range(2 * n)}  # m, v
+    lr, scale, step, beta1, beta2, eps = hyper
+    return run_kernel(
+        target,
+        jax.eval_shape(lambda *trees: trees, params, m, v),
+        jnp.float32(lr), jnp.float32(scale), jnp.int32(step), params, grads, m, v,
+        aliases=aliases,
+        weight_decay=tuple(jax.tree.leaves(weight_decay)), beta1=beta1, beta2=beta2, eps=eps,
+        **static,
+    )  # fmt: skip
 
 
 def cost(grads) -> Cost:
@@ -105,6 +115,6 @@ def cost(grads) -> Cost:
 
 IMPLEMENTATIONS = {
     "jnp": update,
-    "ffi": _kernel("llmc_adamw"),
-    "cuda": _kernel("llmc_cuda_adamw"),
+    "ffi": native_update,
+    "cuda": cuda_update,
 }

@@ -2,10 +2,12 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
-from llmc_jax.ops.op import Cost, Op, accumulation_dtype, native, size
+from llmc_jax.ops.factors import Factors
+from llmc_jax.ops.op import Cost, Op, accumulation_dtype, native, run_kernel, size
 
 
 def dot(a, b, contract: tuple[int, int]):
@@ -51,6 +53,19 @@ def bias_gradient(dout):
     return jnp.sum(rows(dout).astype(accumulation_dtype(dout.dtype)), axis=0)
 
 
+def native_backward_in_factors(saved, dout, inp, weight, bias):
+    """`backward` as a kernel that leaves dweight out."""
+    dinp, dweight, dbias = jax.eval_shape(backward, (), dout, inp, weight, bias)
+    results = (dinp, left_out(dweight), dbias)
+    dinp, _, dbias = run_kernel("llmc_matmul_backward", results, dout, inp, weight, bias)
+    return dinp, Factors(dout, inp), dbias
+
+
+def left_out(dweight) -> jax.ShapeDtypeStruct:
+    """The result by which a kernel is told not to make a gradient: one without rows."""
+    return jax.ShapeDtypeStruct((0, dweight.shape[1]), dweight.dtype)
+
+
 def cost(inp, weight, bias) -> tuple[Cost, Cost]:
     """One product forward, two of the same size backward."""
     N, (OC, C), itemsize = math.prod(inp.shape[:-1]), weight.shape, jnp.dtype(inp.dtype).itemsize
@@ -60,4 +75,8 @@ def cost(inp, weight, bias) -> tuple[Cost, Cost]:
 
 
 JNP = Op(forward, backward)
-IMPLEMENTATIONS = {"jnp": JNP, "ffi": native("matmul", like=JNP, rounds_weights=True)}
+NATIVE = native("matmul", like=JNP, rounds_weights=True)
+IMPLEMENTATIONS = {
+    "jnp": JNP,
+    "ffi": NATIVE._replace(backward_in_factors=native_backward_in_factors),
+}

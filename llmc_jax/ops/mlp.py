@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llmc_jax.ops import gelu, matmul
+from llmc_jax.ops.factors import Factors
 from llmc_jax.ops.op import Cost, Op, after, run_kernel, size
 
 
@@ -63,14 +64,30 @@ def native_forward(inp, fcw, fcb, fcprojw, fcprojb):
 
 def native_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
     """`backward` as a kernel, with room for fch_gelu and, in the place of fch, dfch."""
+    return _native_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb, in_factors=False)
+
+
+def native_backward_in_factors(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
+    """The same, which leaves dfcw and dfcprojw out."""
+    return _native_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb, in_factors=True)
+
+
+def _native_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb, *, in_factors):
     fch = saved.fch
     if fch is None:
         fch, _ = matmul.IMPLEMENTATIONS["ffi"].forward(inp, fcw, after(fcb, dout))
     inputs = (inp, fcw, fcb, fcprojw, fcprojb)
-    gradients = jax.eval_shape(backward, Saved(fch, None), dout, *inputs)
-    results = (gradients, jax.eval_shape(lambda x: (x, x), fch))
-    dfch = len(jax.tree.leaves(results)) - 1
-    return run_kernel("llmc_mlp_backward", results, fch, dout, *inputs, aliases={0: dfch})[0]
+    dinp, dfcw, dfcb, dfcprojw, dfcprojb = jax.eval_shape(backward, Saved(fch, None), dout, *inputs)
+    if in_factors:
+        dfcw, dfcprojw = matmul.left_out(dfcw), matmul.left_out(dfcprojw)
+    rooms = jax.eval_shape(lambda x: (x, x), fch)  # fch_gelu, dfch
+    results = (dinp, dfcw, dfcb, dfcprojw, dfcprojb, *rooms)
+    dinp, dfcw, dfcb, dfcprojw, dfcprojb, fch_gelu, dfch = run_kernel(
+        "llmc_mlp_backward", results, fch, dout, *inputs, aliases={0: len(results) - 1}
+    )
+    if in_factors:
+        dfcw, dfcprojw = Factors(dfch, inp), Factors(dout, fch_gelu)
+    return dinp, dfcw, dfcb, dfcprojw, dfcprojb
 
 
 def cuda_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
@@ -97,6 +114,6 @@ def cost(inp, fcw, fcb, fcprojw, fcprojb) -> tuple[Cost, Cost]:
 JNP = Op(forward, backward)
 IMPLEMENTATIONS = {
     "jnp": JNP,
-    "ffi": Op(native_forward, native_backward, rounds_weights=True),
+    "ffi": Op(native_forward, native_backward, True, native_backward_in_factors),
     "cuda": Op(forward, cuda_backward),
 }

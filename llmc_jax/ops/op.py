@@ -30,11 +30,18 @@ class Op(NamedTuple):
 
     rounds_weights: whether it takes float32 weights beside activations of another dtype and rounds
     them as it reads them, so that no copy of the weights in that dtype need exist.
+    backward_in_factors: `backward`, but gradients of weights are left in their factors
+    (factors.py); None where there is no such thing.
     """
 
     forward: Callable
     backward: Callable
     rounds_weights: bool = False
+    backward_in_factors: Callable | None = None
+
+    def in_factors(self) -> "Op":
+        """The op with that backward, where it has one."""
+        return self._replace(backward=self.backward_in_factors or self.backward)
 
 
 class Cost(NamedTuple):
@@ -79,9 +86,14 @@ def named(name: str, op: Op | Callable) -> Op | Callable:
     """
     if not isinstance(op, Op):  # an update rule or a reduction: one function
         return jax.named_call(op, name=name)
+
+    def of(fn, way):
+        return fn and jax.named_call(fn, name=f"{name}.{way}")
+
     return op._replace(
-        forward=jax.named_call(op.forward, name=f"{name}.forward"),
-        backward=jax.named_call(op.backward, name=f"{name}.backward"),
+        forward=of(op.forward, "forward"),
+        backward=of(op.backward, "backward"),
+        backward_in_factors=of(op.backward_in_factors, "backward"),
     )
 
 

@@ -23,6 +23,7 @@ from llmc_jax.ops import Ops
 from llmc_jax.ops.op import size, uninitialized
 from llmc_jax.training import parallel
 from llmc_jax.training.shards import stage_in_force
+from llmc_jax.training.step import in_factors
 
 SMALLEST = 4096  # bytes
 
@@ -41,13 +42,17 @@ def rooms_like(
     """
     if platform != "cpu" or stage_in_force(cfg, devices) or not ffi.available("cpu"):
         return []
-    accumulates = cfg.total_batch_size > cfg.batch_size * cfg.sequence_length * devices
+    tokens = cfg.batch_size * cfg.sequence_length * devices
+    micro_batches = max(1, cfg.total_batch_size // tokens)
+    accumulates = micro_batches > 1
     added = accumulates or devices > 1  # which is done in float32
     gradients = gpt2.gradient_shapes(model, jnp.float32 if added else cfg.dtype)
     kept = [_kept_by_a_layer(ops, model, cfg)] * model.L
     ours = ops.classifier.rounds_weights
     if ours and accumulates:
         needed = [kept, gradients, gradients.wte]
+    elif ours and in_factors(cfg, model, micro_batches, devices):
+        needed = [kept, gradients.wte]
     elif ours and not added:
         needed = [max(kept, gradients.block, key=size), gradients.wte]
     else:

@@ -102,6 +102,17 @@ def train_step(
     return state, uninitialized(rooms, when=state.params.lnfb), metrics
 
 
+def in_factors(cfg: TrainConfig, model: ModelConfig, micro_batches: int, devices: int) -> bool:
+    """Whether gradients of the layers' weights are left in their factors (ops/factors.py).
+
+    They are where they would be neither added up nor sent, where the factors of each are at most
+    two thirds of it (of a weight (C,C), which has the largest), and where --recompute says that
+    memory is dearer than time.
+    """
+    few_rows = 3 * cfg.batch_size * cfg.sequence_length <= model.C
+    return cfg.recompute >= 2 and few_rows and micro_batches == devices == 1
+
+
 def eval_step(params: Params, inputs, targets, *, ops: Ops, model: ModelConfig, cfg: TrainConfig):
     """Mean loss over all devices' (B,T) targets, ignored ones as 0; a float32 scalar."""
     stage = shards.stage_in_force(cfg, lax.axis_size(AXIS))
@@ -132,6 +143,8 @@ def _accumulate(ops, params, inputs, targets, model, cfg, stage, each):
 
     each: what becomes of the gradients of every micro-batch before they are added up.
     """
+    if in_factors(cfg, model, inputs.shape[0], lax.axis_size(AXIS)):
+        ops = ops.in_factors()
     params = _weights(params, ops, model, cfg, stage)
     if stage < 3:
         # Each device's gradients are its own until they are reduced: JAX's type system is told so
