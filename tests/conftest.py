@@ -9,11 +9,21 @@ import jax
 import pytest
 
 from llmc_jax import ffi
+from tests.programs import Programs
 
 # An array of another rank is broadcast only where the code says so.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # The kernels are part of the install: without them the tests must fail, not pass over them.
 ffi.require("cpu")
+
+
+@pytest.fixture(scope="session")
+def run_program():
+    """A function of NAME and flags: `python -m llmc_jax.NAME` in a process of its own."""
+    names = ("train", "prepare", "generate", "checkpoint", "llmc_flags")
+    programs = Programs(*[f"llmc_jax.{name}" for name in names])
+    yield lambda name, *flags: programs.run(f"llmc_jax.{name}", *flags)
+    programs.close()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """llm.c's command lines as flagfiles."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -83,18 +82,12 @@ def test_what_it_does_is_printed(monkeypatch, capsys):
     assert llmc_flags.main() == 2 and capsys.readouterr().err == told
 
 
-def test_the_printed_flagfile_is_one_that_training_takes(tmp_path):
+def test_the_printed_flagfile_is_one_that_training_takes(run_program, tmp_path):
     """It stops at the data, which are not there, and not before."""
-    printed = subprocess.run(
-        [sys.executable, "-m", "llmc_jax.llmc_flags", "--", *SCRIPT_124M.split()[4:]],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "--zero_stage=1" in printed.stdout
+    printed = run_program("llmc_flags", "--", *SCRIPT_124M.split()[4:])
+    assert printed.returncode == 0 and "--zero_stage=1" in printed.stdout
     (tmp_path / "run.flags").write_text(printed.stdout)
-    trained = subprocess.run(
-        [sys.executable, "-m", "llmc_jax.train", f"--flagfile={tmp_path}/run.flags"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    trained = run_program("train", f"--flagfile={tmp_path}/run.flags")
     assert trained.returncode == 2
     assert "--train_data=dev/data/fineweb10B/fineweb_train_*.bin matches no file" in trained.stderr
 
@@ -117,10 +110,8 @@ def test_our_124m_run_has_llm_cs_hyper_parameters():
 
 
 @pytest.mark.parametrize("name", ["gpt2_124M", "gpt2_350M", "gpt2_774M", "gpt2_1558M", "gpt3_125M"])
-def test_the_flagfile_of_each_run_is_taken(name, tmp_path):
+def test_the_flagfile_of_each_run_is_taken(run_program, name, tmp_path, monkeypatch):
     """It stops at the data, which are not there, and not before."""
-    command = ["-m", "llmc_jax.train", f"--flagfile={CONFIGS}/{name}.flags"]
-    result = subprocess.run(
-        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True
-    )
+    monkeypatch.chdir(tmp_path)
+    result = run_program("train", f"--flagfile={CONFIGS}/{name}.flags")
     assert result.returncode == 2 and "matches no file" in result.stderr, result.stderr

@@ -3,8 +3,6 @@
 import dataclasses
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -150,10 +148,8 @@ def test_a_model_from_a_damaged_checkpoint_is_refused_with_one_that_is_whole(cop
         (["verify", "--step=5", "--run={run}"], "--step=5 was not saved; .* has 2, 4, 6"),
     ],
 )
-def test_the_program_refuses(trained, words, message):
+def test_the_program_refuses(run_program, trained, words, message):
     words = [word.replace("{run}", trained.output_dir) for word in words]
-    result = subprocess.run(
-        [sys.executable, "-m", "llmc_jax.checkpoint", *words], capture_output=True, text=True
-    )
+    result = run_program("checkpoint", *words)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert re.search(message, result.stderr)
