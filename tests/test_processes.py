@@ -4,7 +4,6 @@ Each test runs the training program in processes of its own, which meet at a fre
 """
 
 import importlib.util
-import os
 import re
 import signal
 import socket
@@ -24,24 +23,7 @@ from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.logger import read_metrics
 from llmc_jax.training.run_dir import RunDir
 from tests import tiny
-
-# --model=tiny; and where AT=STEP,SIGNAL is in the environment, the process gets it before that step
-PROGRAM = """
-import os, sys
-from llmc_jax import config, program, train
-from tests import tiny
-config.MODELS["tiny"] = tiny.MODEL
-if "AT" in os.environ:
-    at, number = map(int, os.environ["AT"].split(","))
-    real, calls = train.train_batch, []
-    def batch(*args):
-        calls.append(None)
-        if len(calls) == at + 1:
-            os.kill(os.getpid(), number)
-        return real(*args)
-    train.train_batch = batch
-program.run(train.main, config.TrainConfig)
-"""
+from tests.programs import Programs
 
 # The mean over two processes in parts of 16 MiB, many times over.
 REDUCE = """
@@ -66,6 +48,21 @@ for _ in range(40):
 """
 
 
+SERVERS: list[Programs] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def servers():
+    SERVERS[:] = [Programs("tests.train_tiny") for _ in range(2)]
+    yield
+    for server in SERVERS:
+        server.close()
+
+
+def run(flags: list[str], server: int = 0, **environment) -> subprocess.CompletedProcess:
+    return SERVERS[server].run("tests.train_tiny", *flags, **environment)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return tiny.write_data(tmp_path_factory.mktemp("data"), 400)
@@ -78,13 +75,6 @@ def flags_of(data: dict, **options) -> list[str]:
         weight_decay=0.1, checkpoint_every=3, heartbeat_timeout=6, coordinator_timeout=60,
     )  # fmt: skip
     return [f"--{name}={value}" for name, value in (cfg | data | options).items()]
-
-
-def run(flags: list[str], **environment) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *flags],
-        env=os.environ | environment, capture_output=True, text=True, check=False, timeout=240,
-    )  # fmt: skip
 
 
 def free_port() -> int:
@@ -102,7 +92,7 @@ def run_two(flags: list[str], own=((), ()), environments=({}, {}), place: bool =
             f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={number}"
         ]  # fmt: skip
         environment = {k: v.format(port=port) for k, v in environments[number].items()}
-        return run([*flags, *(here if place else []), *own[number]], **environment)
+        return run([*flags, *(here if place else []), *own[number]], number, **environment)
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(one, range(2)))
