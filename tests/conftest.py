@@ -1,6 +1,9 @@
 """Settings of all tests."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Programs that tests compile are no use to anybody later: no folder of the user's is written to.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -11,6 +14,15 @@ import pytest
 from llmc_jax import ffi
 from tests.programs import Programs
 
+FOLDER = "LLMC_TESTS_COMPILED"
+# But many tests compile the same: all workers keep programs in one folder until the tests end. (One
+# that is only half written yet is compiled once more, with a warning.)
+if FOLDER not in os.environ:  # in the process that starts the workers
+    os.environ[FOLDER] = tempfile.mkdtemp(prefix="compiled")
+    atexit.register(shutil.rmtree, os.environ[FOLDER], ignore_errors=True)
+jax.config.update("jax_enable_compilation_cache", True)
+jax.config.update("jax_compilation_cache_dir", os.environ[FOLDER])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 # An array of another rank is broadcast only where the code says so.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # The kernels are part of the install: without them the tests must fail, not pass over them.

@@ -78,7 +78,7 @@ def test_an_entry_without_its_checksum_does_not_count(folder):
 
 @pytest.fixture
 def jax_config():
-    """JAX's settings, as they were once the test is over."""
+    """JAX's settings as a user has them, and as they were once the test is over."""
     names = (
         "jax_compilation_cache_dir", "jax_enable_compilation_cache", "jax_logging_level",
         "jax_compilation_cache_include_metadata_in_key",
@@ -86,6 +86,7 @@ def jax_config():
     )  # fmt: skip
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_compilation_cache_dir", None)
     yield jax.config
     for name, value in before.items():
         jax.config.update(name, value)
