@@ -207,8 +207,8 @@ class TrainConfig:
     recompute: int = option(
         1,
         "what backward computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and "
-        "layernorms, 3 those and the linear layer before the GELU (-r); from 2 on, a CPU's step of "
-        "few tokens also keeps the factors of weights' gradients instead of these",
+        "layernorms, 3 those and the linear layer before the GELU; from 2 on, a CPU's step of few "
+        "tokens also keeps the factors of weights' gradients instead of these (-r)",
         choices=(0, 1, 2, 3),
         may_change=True,
     )
