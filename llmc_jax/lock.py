@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmc_jax.config import BadInput
@@ -31,10 +31,7 @@ def locked(folder: Path, flag: str = "output_dir") -> Iterator[str]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BadInput(
-                f"--{flag}={folder} is in use by {_holder(file) or 'another process'}; wait "
-                f"for it to end, or name another directory."
-            ) from error
+            raise BadInput(_in_use(folder, flag, file)) from error
         except OSError as error:  # a file system without locks
             yield f"{folder} cannot be locked ({error.strerror}): see that no other run is in it."
             return
@@ -47,6 +44,26 @@ def locked(folder: Path, flag: str = "output_dir") -> Iterator[str]:
             yield f"{before} had {folder} and ended without giving it back." if before else ""
         finally:
             _write(file, "")
+
+
+def refuse_in_use(folder: Path, flag: str = "output_dir") -> None:
+    """Raises BadInput, as `locked` does, where another process holds the directory's lock now."""
+    try:
+        file = open(folder / NAME)  # noqa: SIM115
+    except OSError:
+        return
+    with file, suppress(OSError):  # on file systems without locks nobody holds one
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadInput(_in_use(folder, flag, file)) from error
+
+
+def _in_use(folder: Path, flag: str, file) -> str:
+    return (
+        f"--{flag}={folder} is in use by {_holder(file) or 'another process'}; wait for it to end, "
+        f"or name another directory."
+    )
 
 
 def _holder(file) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmc_jax.config import BadInput
+from llmc_jax.lock import refuse_in_use
 
 
 class RunDir(NamedTuple):
@@ -57,6 +58,7 @@ def open_run_dir(output_dir: str, *, resume: bool, flag: str = "output_dir") -> 
     run = RunDir(Path(output_dir))
     try:  # it may have a name that cannot even be looked for
         if run.holds_a_run() and not resume:
+            refuse_in_use(run.root, flag)
             raise BadInput(
                 f"--{flag}={output_dir} already holds a run; "
                 f"{'add --resume to continue it, or ' if flag == 'output_dir' else ''}name "

@@ -1,5 +1,6 @@
 """Two runs in one directory."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -25,12 +26,15 @@ def test_two_runs_in_one_directory_are_refused_by_name(copied):
     )  # fmt: skip
     assert holder.stdout.readline() == "held\n"
     message = rf"is in use by process {holder.pid} on \S+ \(since .*\); wait for it to end, or name"
-    with pytest.raises(BadInput, match=message):
-        train.main(copied)
+    for resume in (True, False):
+        with pytest.raises(BadInput, match="--output_dir=.*" + message):
+            train.main(dataclasses.replace(copied, resume=resume))
     with pytest.raises(BadInput, match="--run=.*" + message):
         checkpoint_program.main("rm", CheckpointConfig(run=copied.output_dir, keep=0))
     holder.kill()
     holder.communicate()
+    with pytest.raises(BadInput, match="already holds a run; add --resume"):
+        train.main(dataclasses.replace(copied, resume=False))
     with lock.locked(Path(copied.output_dir)) as remark:  # it died with it
         assert remark.startswith(f"process {holder.pid} on ")
         assert "and ended without giving it back" in remark
