@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llmc_jax.config import BadInput, TrainConfig
+from llmc_jax.files import new_file
 from llmc_jax.training.log_lines import logged_before, updates
 from llmc_jax.training.logger import read_metrics
 from llmc_jax.training.run_dir import RunDir
@@ -118,7 +119,8 @@ class WeightsAndBiases:
                 f"--wandb: {str(error).splitlines()[0]} The run goes on; later, wandb sync "
                 f"{Path(self._run.dir).parent} sends what is kept there."
             )
-        known.write_text(json.dumps(dict(id=name)))
+        with new_file(known, overwrite=True) as file:
+            file.write(json.dumps(dict(id=name)).encode())
 
     def write(self, metrics: dict) -> None:
         """Log the numbers under their names in metrics.jsonl."""
