@@ -289,8 +289,9 @@ def backward(
 ) -> Params:
     """Gradient of sum(losses * dlosses) for every parameter: forward reversed.
 
-    In float32, but those of the layers' matrices in the activations' dtype. Arrays and fetch as in
-    `forward`. Reference: llm.c gpt2_backward_and_reduce.
+    In float32, but those of the layers' matrices in the activations' dtype, or in their factors
+    where the ops leave them there. Arrays and fetch as in `forward`.
+    Reference: llm.c gpt2_backward_and_reduce.
     """
     dlnf, dwte_head = ops.classifier.backward(
         acts.classifier, dlosses, acts.lnf, params.wte, targets, dlosses, V=cfg.V

@@ -114,6 +114,11 @@ def cost(inp, fcw, fcb, fcprojw, fcprojb) -> tuple[Cost, Cost]:
 JNP = Op(forward, backward)
 IMPLEMENTATIONS = {
     "jnp": JNP,
-    "ffi": Op(native_forward, native_backward, True, native_backward_in_factors),
+    "ffi": Op(
+        native_forward,
+        native_backward,
+        rounds_weights=True,
+        backward_in_factors=native_backward_in_factors,
+    ),
     "cuda": Op(forward, cuda_backward),
 }
