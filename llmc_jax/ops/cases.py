@@ -65,10 +65,13 @@ def _make(spec: Spec, dtype, rng):
         if spec.kind == "targets":
             tokens = np.where(rng.random(spec.shape) < 0.3, -1, tokens)
         return jnp.asarray(tokens, jnp.int32)
-    values = jnp.asarray(rng.normal(size=spec.shape), jnp.float32).astype(jnp.bfloat16)
+    # in numpy, for which nothing is compiled
+    values = rng.normal(size=spec.shape).astype(np.float32).astype(jnp.bfloat16)
     if spec.kind == "constant":
-        return values.astype(jnp.promote_types(jnp.float32, accumulation_dtype(dtype)))
-    return values.astype(dtype if spec.kind == "tensor" else accumulation_dtype(dtype))
+        dtype = jnp.promote_types(jnp.float32, accumulation_dtype(dtype))
+    elif spec.kind == "vector":
+        dtype = accumulation_dtype(dtype)
+    return jnp.asarray(values.astype(dtype))
 
 
 def tensor(*shape) -> Spec:
