@@ -30,7 +30,7 @@ def cfg(tmp_path, monkeypatch):
 
 
 def lowered(spec: str):
-    step, state, rooms, _ = make_step(spec)
+    step, state, rooms, _ = make_step(1, 2, spec)
     return step.lower(state, rooms, *batch(1, 2))
 
 

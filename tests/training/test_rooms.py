@@ -42,11 +42,10 @@ def test_most_temporaries_lie_in_rooms_and_the_step_takes_no_more(cfg, left, add
 @pytest.mark.parametrize("A", [1, 2])
 def test_numbers_do_not_depend_on_what_is_in_rooms(A):
     """Nor does a step without any give others."""
-    sizes = dict(batch_size=4, sequence_length=16, total_batch_size=A * 64)
     data = batch(A, 4)
     states = []
     for fill in (None, 0.0, np.nan):
-        step, state, own, mesh = make_step("ffi", **sizes)
+        step, state, own, mesh = make_step(A, 4, "ffi")
         assert len(own) > 10
         own = [] if fill is None else [jax.numpy.full_like(room, fill) for room in own]
         on_mesh = parallel.split(data, mesh, parallel.MICRO_BATCHES)
