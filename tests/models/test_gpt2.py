@@ -13,6 +13,7 @@ from llmc_jax import ops
 from llmc_jax.models import gpt2
 from llmc_jax.models.initialize import initialize
 from tests import tiny
+from tests.training.test_memory import FAST
 
 B, T = 2, 9
 
@@ -72,10 +73,9 @@ def test_gradients_have_the_shapes_and_dtypes_that_are_told(dtype, spec):
 @pytest.mark.parametrize("spec", ["jnp", "ffi", "auto"])
 def test_recompute_and_kernels_change_nothing(spec, recompute):
     params, inputs, targets = problem(jnp.float32)
-    loss, grads = jax.jit(partial(loss_and_grads, spec=spec, recompute=recompute))(
-        params, inputs, targets
-    )
-    reference_loss, reference = jax.jit(loss_and_grads)(params, inputs, targets)
+    both = jax.jit(loss_and_grads, static_argnames=("spec", "recompute"))
+    loss, grads = both(params, inputs, targets, spec=spec, recompute=recompute)
+    reference_loss, reference = both(params, inputs, targets, spec="jnp", recompute=0)
     np.testing.assert_allclose(loss, reference_loss, rtol=1e-6)
     for grad, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(reference), strict=True):
         np.testing.assert_allclose(
@@ -113,8 +113,8 @@ def test_recompute_takes_less_memory_while_it_runs(spec):
             losses, acts = gpt2.forward(chosen, params, inputs, targets, dlosses, **options)
             return losses, gpt2.backward(chosen, params, acts, dlosses, inputs, targets, cfg=model)
 
-        compiled = step.lower(gpt2.shapes(model), tokens, tokens).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        lowered = step.lower(gpt2.shapes(model), tokens, tokens)
+        return lowered.compile(compiler_options=FAST).memory_analysis().temp_size_in_bytes
 
     levels = [planned(recompute) for recompute in range(4)]
     # bytes of C numbers a token, for the layers that backward is not in; nearly

@@ -1,6 +1,7 @@
 """The plan of a step's memory: against XLA's own plan of the compiled step, and llm.c's formula."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -140,28 +141,31 @@ def test_zero_splits_what_its_stage_says():
     """The state by the stage. Gradients are whole where there is one micro-batch, as nothing is
     accumulated: then stage 2 saves nothing more."""
     chosen, _ = ops.select("jnp", "cpu")
-    P = 4 * SMALL.num_parameters
+    model = dataclasses.replace(SMALL, L=1)
+    P = 4 * model.num_parameters
 
     def stages(A: int) -> list[memory.Memory]:
         cfgs = [config(1, 32, A=A, zero_stage=stage) for stage in range(4)]
-        return [memory.step_memory(chosen, SMALL, cfg, "cpu", 4) for cfg in cfgs]
+        return [memory.step_memory(chosen, model, cfg, "cpu", 4) for cfg in cfgs]
 
     whole = stages(A=4)
     assert [m[:2] for m in whole] == [(P, 2 * P), (P, P // 2), (P, P // 2), (P // 4, P // 2)]
     assert whole[0].total > whole[1].total == whole[2].total > whole[3].total
     accumulated = stages(A=8)
     assert accumulated[2].total < accumulated[1].total - P / 2
-    alone = memory.step_memory(chosen, SMALL, config(1, 32, zero_stage=3), "cpu", 1)
+    alone = memory.step_memory(chosen, model, config(1, 32, zero_stage=3), "cpu", 1)
     assert alone[:2] == (P, 2 * P)
 
 
-def test_what_would_fit_really_fits_and_is_the_largest():
+def test_what_would_fit_really_fits_and_is_the_largest(monkeypatch):
+    # which plans the same steps for each question
+    monkeypatch.setattr(memory, "step_memory", functools.cache(memory.step_memory))
     chosen, _ = ops.select("ffi", "cpu")
     cfg = config(4, 32, recompute=1)
 
     def bytes_of(B, recompute):
         less = dataclasses.replace(cfg, batch_size=B, recompute=recompute)
-        return memory.step_memory(chosen, tiny.MODEL, less, "cpu").total
+        return memory.step_memory(chosen, tiny.MODEL, less, "cpu", 1).total
 
     told = memory.what_would_fit(chosen, tiny.MODEL, cfg, "cpu", 1, bytes_of(4, 1) - 1)
     assert told.startswith("--batch_size=4 --recompute=") and told.endswith("and fit")
