@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 # Programs that tests compile are no use to anybody later: no folder of the user's is written to.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -25,8 +26,28 @@ jax.config.update("jax_compilation_cache_dir", os.environ[FOLDER])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 # An array of another rank is broadcast only where the code says so.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Longest first, as workers take whole files: at the end none waits long for another. (Those that
+# compile the same, as ops/test_ops.py and ops/test_cuda.py, are not next to each other.)
+FIRST = (
+    "data/test_pipeline.py",  # which is short, but forks: before JAX has threads
+    "ops/test_ops.py",
+    "test_recipe.py",
+    "training/test_step.py",
+    "test_golden.py",
+    "ops/test_cuda.py",
+    "models/test_gpt2.py",
+    "training/test_memory.py",
+    "training/test_parallel.py",
+    "test_train.py",
+)
 # The kernels are part of the install: without them the tests must fail, not pass over them.
 ffi.require("cpu")
+
+
+def pytest_collection_modifyitems(items):
+    tests = Path(__file__).parent
+    place = {tests / name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session")
