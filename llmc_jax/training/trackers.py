@@ -81,7 +81,10 @@ class TensorBoard:
 
         # What a run that died wrote after its last checkpoint, TensorBoard then drops.
         purge = start + loop_done
-        self._writer = SummaryWriter(str(run.tensorboard), purge_step=purge, flush_secs=FLUSH_S)
+        # Files are named after the second, and read in the order of their names.
+        number = f".{len(list(run.tensorboard.glob('*'))):04}"
+        where = dict(logdir=str(run.tensorboard), filename_suffix=number)
+        self._writer = SummaryWriter(**where, purge_step=purge, flush_secs=FLUSH_S)
         for metrics in read_metrics(run.metrics):
             # The last update is at the same place as a validation that is made again.
             if updates(metrics) == purge and logged_before(metrics, start, loop_done):
