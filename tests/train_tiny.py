@@ -5,24 +5,14 @@ Where AT=STEP,SIGNAL is in the environment, the process gets the signal before t
 
 import os
 
+import pytest
+
 from llmc_jax import config, program, train
 from tests import tiny
-
-
-def signal_itself(at: int, number: int) -> None:
-    real, calls = train.train_batch, []
-
-    def batch(*args):
-        calls.append(None)
-        if len(calls) == at + 1:
-            os.kill(os.getpid(), number)
-        return real(*args)
-
-    train.train_batch = batch
-
+from tests.survive.runs import interrupt_at
 
 if __name__ == "__main__":
     config.MODELS["tiny"] = tiny.MODEL
     if "AT" in os.environ:
-        signal_itself(*map(int, os.environ["AT"].split(",")))
+        interrupt_at(pytest.MonkeyPatch(), *map(int, os.environ["AT"].split(",")))
     program.run(train.main, config.TrainConfig)
