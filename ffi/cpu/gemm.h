@@ -78,9 +78,11 @@ struct FloatPanels {
 
   struct Scope {};
 
+  // Not inlined: in a larger function g++ 12 has no registers left for the sums.
   template <bool accumulate>
-  static void Micro(int64_t steps, const uint32_t* a_words, const uint32_t* b_words, float* c,
-                    int64_t ldc, const uint32_t* /*next*/) {
+  [[gnu::noinline]] static void Micro(int64_t steps, const uint32_t* a_words,
+                                      const uint32_t* b_words, float* c, int64_t ldc,
+                                      const uint32_t* /*next*/) {
     auto* a = reinterpret_cast<const float*>(a_words);
     auto* b = reinterpret_cast<const float*>(b_words);
     Vec sum[kMR][kNV];
@@ -129,8 +131,8 @@ struct PairPanels {
   struct Scope {};
 
   template <bool accumulate>
-  static void Micro(int64_t steps, const uint32_t* a, const uint32_t* b, float* c, int64_t ldc,
-                    const uint32_t* /*next*/) {
+  [[gnu::noinline]] static void Micro(int64_t steps, const uint32_t* a, const uint32_t* b,
+                                      float* c, int64_t ldc, const uint32_t* /*next*/) {
     __m512 sum[kMR][kNV];
 #pragma GCC unroll 8
     for (int r = 0; r < kMR; ++r)
