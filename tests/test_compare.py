@@ -10,8 +10,9 @@ import pytest
 
 from llmc_jax import compare, config, devices, ops
 from llmc_jax.compare import CompareConfig
-from llmc_jax.comparison import breakdown, energy, page, record, table
+from llmc_jax.comparison import breakdown, energy, measure, page, record, table
 from llmc_jax.config import BadInput
+from llmc_jax.contestant import Task
 from llmc_jax.models import gpt2
 from llmc_jax.ops import cases
 from llmc_jax.ops.op import Cost
@@ -234,6 +235,29 @@ def test_costs_of_a_step_add_up_to_the_formulas():
     in_layers = 12 * model.L * model.C**2  # whose gradients are bfloat16
     assert needs["adamw"] == Cost(0, 28 * model.num_parameters - 2 * in_layers)
     assert needs["global_norm"] == Cost(0, 4 * model.num_parameters - 2 * in_layers)
+
+
+def test_costs_of_gradients_in_factors_are_those_of_the_passes_that_multiply_them():
+    model, rows = tiny.MODEL, 32
+    needs = breakdown.needed(model, 2, 16, "float32")
+    changed = breakdown.with_factors(needs, model, rows)
+    in_layers = 12 * model.L * model.C**2
+    assert changed["adamw"] == Cost(2 * rows * in_layers, needs["adamw"].bytes)
+    backward = [sum(n[f"{op}.backward"].flop for op in ("matmul", "mlp")) for n in (needs, changed)]
+    assert backward == [4 * rows * in_layers, 2 * rows * in_layers]
+    # dout and inp of qkv, attproj, fc and fcproj, each times itself, of which half is enough
+    columns = (3 + 1) + (1 + 1) + (4 + 1) + (1 + 4)
+    assert changed["global_norm"].flop == rows**2 * columns * model.C * model.L
+
+
+@pytest.mark.parametrize("recompute", [1, 2])
+@pytest.mark.parametrize("spec", ["jnp", "ffi"])
+def test_costs_are_those_of_the_step_that_is_made(spec, recompute):
+    chosen, _ = ops.select(spec, "cpu")
+    model = config.MODELS["d6"]
+    task = Task(model=model, B=1, T=128, dtype="float32", recompute=recompute)
+    flop = measure.needed_by(chosen, task, 1)["adamw"].flop
+    assert (flop > 0) == (spec == "ffi" and recompute == 2)
 
 
 @pytest.mark.parametrize("op", cases.CASES)

@@ -36,6 +36,22 @@ def needed(model: ModelConfig, B: int, T: int, dtype: str) -> dict[str, Cost]:
     return dict(sums)
 
 
+def with_factors(needs: dict[str, Cost], model: ModelConfig, rows: int) -> dict[str, Cost]:
+    """`needs` of a step that leaves the gradients of the layers' weights in their factors
+    (ops/factors.py), for a batch of `rows` tokens: AdamW makes these products, which are half of
+    backward's, and the norm takes those of the factors' rows with each other."""
+    changed = dict(needs)
+    for name in ("matmul.backward", "mlp.backward"):
+        half = needs[name].flop / 2
+        changed[name] = needs[name]._replace(flop=half)
+        changed["adamw"] = changed["adamw"]._replace(flop=changed["adamw"].flop + half)
+    weights = filter(gpt2.is_matrix, jax.tree.leaves(gpt2.shapes(model).block))
+    pairs = rows * rows / 2  # of which half follow from the others
+    flop = sum(2 * pairs * sum(weight.shape) for weight in weights)
+    changed["global_norm"] = needs["global_norm"]._replace(flop=flop)
+    return changed
+
+
 def joined(needs: dict[str, Cost], by_pass: dict[str, float]) -> dict[str, Cost]:
     """`needs` with a backward that was not seen in the pass forward, which then does its work
     (a classifier that makes gradients while it has logits)."""

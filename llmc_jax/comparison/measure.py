@@ -9,13 +9,15 @@ from importlib import metadata
 import jax
 
 from llmc_jax import devices, ffi, machine, ops
-from llmc_jax.bench_step import prepare_step
+from llmc_jax.bench_step import prepare_step, train_config
 from llmc_jax.comparison import ceilings, energy
-from llmc_jax.comparison.breakdown import OTHER, joined, needed, traced
+from llmc_jax.comparison.breakdown import OTHER, joined, needed, traced, with_factors
 from llmc_jax.config import BadInput
 from llmc_jax.contestant import Task, peak_bytes, reset_peak
 from llmc_jax.models import gpt2
+from llmc_jax.ops.op import Cost
 from llmc_jax.training import parallel
+from llmc_jax.training.step import in_factors
 
 WARMUP = 2  # steps
 TRACED = 2  # steps
@@ -33,7 +35,7 @@ def measure(task: Task, *, steps: int) -> dict:
     timed = time_steps(step, steps, platform)
     roofs = roof(chosen, task.dtype, platform)
     by_pass = traced(step, TRACED, compiled.as_text())
-    needs = joined(needed(model, task.B // mesh.size, task.T, task.dtype), by_pass)
+    needs = joined(needed_by(chosen, task, mesh.size), by_pass)
     return dict(
         platform=platform,
         device=device_name(),
@@ -58,6 +60,16 @@ def measure(task: Task, *, steps: int) -> dict:
         versions={name: metadata.version(name) for name in ("jax", "jaxlib")}
         | dict(python=python_platform.python_version()),
     )
+
+
+def needed_by(chosen: ops.Ops, task: Task, count: int) -> dict[str, Cost]:
+    """What each pass of the step needs at least on one of `count` devices."""
+    rows = task.B // count
+    needs = needed(task.model, rows, task.T, task.dtype)
+    left = in_factors(train_config(task), task.model, micro_batches=1, devices=count)
+    if left and chosen.matmul.backward_in_factors:
+        return with_factors(needs, task.model, rows * task.T)
+    return needs
 
 
 def time_steps(step, steps: int, platform: str) -> dict:
