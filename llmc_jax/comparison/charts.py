@@ -74,7 +74,7 @@ def shares(axes, records: list[dict]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if order:
         axes.legend(
-            fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False
+            fontsize=8, ncols=4, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False
         )
 
 
