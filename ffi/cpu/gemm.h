@@ -60,8 +60,10 @@ struct FloatPanels {
   static constexpr int kMR = 8, kNV = 3;  // 24 sums, 3 of b and 1 of a: 28 of 32 registers
 #elif defined(__AVX2__)
   static constexpr int kMR = 4, kNV = 3;  // 12 sums, 3 of b and 1 of a: 16 registers
+#elif defined(__aarch64__)
+  static constexpr int kMR = 4, kNV = 4;  // 16 sums: four pipes and four cycles want as many
 #else
-  static constexpr int kMR = 4, kNV = 2;
+  static constexpr int kMR = 4, kNV = 2;  // 8 sums, 2 of b and 1 of a: 11 of 16 registers
 #endif
   static constexpr int kNR = kNV * kLanes, kUnit = 1;
   static constexpr bool kTiles = false;
