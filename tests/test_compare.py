@@ -240,14 +240,15 @@ def test_costs_of_a_step_add_up_to_the_formulas():
 def test_costs_of_gradients_in_factors_are_those_of_the_passes_that_multiply_them():
     model, rows = tiny.MODEL, 32
     needs = breakdown.needed(model, 2, 16, "float32")
-    changed = breakdown.with_factors(needs, model, rows)
+    changed = breakdown.with_factors(needs, model, rows, "float32")
     in_layers = 12 * model.L * model.C**2
-    assert changed["adamw"] == Cost(2 * rows * in_layers, needs["adamw"].bytes)
     backward = [sum(n[f"{op}.backward"].flop for op in ("matmul", "mlp")) for n in (needs, changed)]
     assert backward == [4 * rows * in_layers, 2 * rows * in_layers]
     # dout and inp of qkv, attproj, fc and fcproj, each times itself, of which half is enough
-    columns = (3 + 1) + (1 + 1) + (4 + 1) + (1 + 4)
-    assert changed["global_norm"].flop == rows**2 * columns * model.C * model.L
+    columns = ((3 + 1) + (1 + 1) + (4 + 1) + (1 + 4)) * model.C * model.L
+    read = 4 * (model.num_parameters - in_layers + rows * columns)
+    assert changed["global_norm"] == Cost(rows**2 * columns, read)
+    assert changed["adamw"] == Cost(2 * rows * in_layers, 24 * model.num_parameters + read)
 
 
 @pytest.mark.parametrize("recompute", [1, 2])

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from llmc_jax.config import ModelConfig
 from llmc_jax.models import gpt2
 from llmc_jax.ops import COST, cases
-from llmc_jax.ops.op import Cost
+from llmc_jax.ops.op import Cost, size
 from llmc_jax.training.profile import INSTRUCTION, start_trace
 
 PASS = re.compile(r"\b([a-z_]+\.(?:forward|backward)|adamw|global_norm)\b")
@@ -36,19 +37,25 @@ def needed(model: ModelConfig, B: int, T: int, dtype: str) -> dict[str, Cost]:
     return dict(sums)
 
 
-def with_factors(needs: dict[str, Cost], model: ModelConfig, rows: int) -> dict[str, Cost]:
+def with_factors(
+    needs: dict[str, Cost], model: ModelConfig, rows: int, dtype: str
+) -> dict[str, Cost]:
     """`needs` of a step that leaves the gradients of the layers' weights in their factors
     (ops/factors.py), for a batch of `rows` tokens: AdamW makes these products, which are half of
-    backward's, and the norm takes those of the factors' rows with each other."""
-    changed = dict(needs)
+    backward's, and the norm takes those of the factors' rows with each other, of which half follow
+    from the others. Both read factors instead of gradients."""
+    gradients = jax.tree.leaves(gpt2.gradient_shapes(model, dtype).block)
+    weights = [g for g in gradients if gpt2.is_matrix(g)]
+    columns = sum(sum(weight.shape) for weight in weights)  # of dout and inp
+    less = size(weights) - rows * columns * jnp.dtype(dtype).itemsize
+    changed, adamw, norm = dict(needs), needs["adamw"], needs["global_norm"]
+    made = 0
     for name in ("matmul.backward", "mlp.backward"):
         half = needs[name].flop / 2
         changed[name] = needs[name]._replace(flop=half)
-        changed["adamw"] = changed["adamw"]._replace(flop=changed["adamw"].flop + half)
-    weights = filter(gpt2.is_matrix, jax.tree.leaves(gpt2.shapes(model).block))
-    pairs = rows * rows / 2  # of which half follow from the others
-    flop = sum(2 * pairs * sum(weight.shape) for weight in weights)
-    changed["global_norm"] = needs["global_norm"]._replace(flop=flop)
+        made += half
+    changed["adamw"] = Cost(adamw.flop + made, adamw.bytes - less)
+    changed["global_norm"] = Cost(norm.flop + rows * rows * columns, norm.bytes - less)
     return changed
 
 

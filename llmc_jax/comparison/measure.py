@@ -68,7 +68,7 @@ def needed_by(chosen: ops.Ops, task: Task, count: int) -> dict[str, Cost]:
     needs = needed(task.model, rows, task.T, task.dtype)
     left = in_factors(train_config(task), task.model, micro_batches=1, devices=count)
     if left and chosen.matmul.backward_in_factors:
-        return with_factors(needs, task.model, rows * task.T)
+        return with_factors(needs, task.model, rows * task.T, task.dtype)
     return needs
 
 
