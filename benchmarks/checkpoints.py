@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -31,7 +30,7 @@ from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.rooms import make_rooms
-from llmc_jax.training.step import init_state, state_shapes, train_step
+from llmc_jax.training.step import init_state, state_shapes
 
 MODEL = model_config("d12")
 
@@ -117,7 +116,7 @@ def step_seconds(state, mesh, T: int) -> float:
     """A step of d12 with B=4 in bf16, the smallest that llm.c's defaults make."""
     cfg = TrainConfig(sequence_length=T, dtype="bfloat16", max_steps=10, total_batch_size=4 * T)
     chosen, _ = ops.select("auto", jax.default_backend())
-    step = parallel.map_train_step(partial(train_step, ops=chosen, model=MODEL, cfg=cfg), mesh)
+    step = parallel.map_train_step(chosen, MODEL, cfg, mesh)
     rooms = make_rooms(chosen, MODEL, cfg, mesh)
     tokens = np.random.default_rng(0).integers(0, MODEL.V, (1, 4, T)).astype(np.int32)
     batch = parallel.split((tokens, tokens), mesh, parallel.MICRO_BATCHES)

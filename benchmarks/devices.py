@@ -16,7 +16,6 @@ import math
 import socket
 import subprocess
 import sys
-from functools import partial
 
 LIMIT = 1e-5
 SEQUENCES = 8  # in a step
@@ -102,8 +101,8 @@ def memory(stages: list[int]) -> int:
     from llmc_jax.config import MODELS, TrainConfig
     from llmc_jax.models import gpt2
     from llmc_jax.training import parallel
-    from llmc_jax.training.shards import part_size
-    from llmc_jax.training.step import state_shapes, train_step
+    from llmc_jax.training.step import state_shapes
+    from llmc_jax.training.zero import part_size
 
     model, mesh, MiB = MODELS["d12"], parallel.make_mesh(), 2**20
     sizes = [math.prod(x.shape) for x in jax.tree.leaves(gpt2.shapes(model))]
@@ -117,16 +116,12 @@ def memory(stages: list[int]) -> int:
         cfg = TrainConfig(
             model="d12", max_steps=1, batch_size=1, sequence_length=64, zero_stage=stage
         )
-        step = partial(train_step, ops=ops.select("ffi", "cpu")[0], model=model, cfg=cfg)
+        mapped = parallel.map_train_step(ops.select("ffi", "cpu")[0], model, cfg, mesh)
         state = parallel.state_like(state_shapes(model), mesh, stage)
         batch = parallel.split_like(
             jax.ShapeDtypeStruct((2, 8, 64), np.int32), mesh, parallel.MICRO_BATCHES
         )
-        compiled = (
-            parallel.map_train_step(step, mesh, stage=stage)
-            .lower(state, [], batch, batch)
-            .compile()
-        )
+        compiled = mapped.lower(state, [], batch, batch).compile()
         plan = compiled.memory_analysis()
         held = [part if stage >= 3 else whole, 2 * (part if stage >= 1 else whole)]
         held.append(part if stage >= 2 else whole)

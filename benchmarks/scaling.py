@@ -24,7 +24,7 @@ import numpy as np
 from llmc_jax import ops
 from llmc_jax.config import MODELS, ModelConfig, TrainConfig
 from llmc_jax.training import parallel
-from llmc_jax.training.step import state_shapes, train_step
+from llmc_jax.training.step import state_shapes
 
 NODE = 8  # GPUs
 T = 1024
@@ -79,11 +79,10 @@ def compiled_cost(model: ModelConfig, stage: int) -> Cost:
         zero_stage=stage,
         recompute=0,
     )
-    step = partial(train_step, ops=ops.select("jnp", "cpu")[0], model=model, cfg=cfg)
     state = parallel.state_like(state_shapes(model), mesh, stage)
     batch = jax.ShapeDtypeStruct((1, mesh.size, T), np.int32)
     batch = parallel.split_like(batch, mesh, parallel.MICRO_BATCHES)
-    mapped = parallel.map_train_step(step, mesh, stage=stage)
+    mapped = parallel.map_train_step(ops.select("jnp", "cpu")[0], model, cfg, mesh)
     compiled = mapped.lower(state, [], batch, batch).compile()
     sent, messages = {"all-reduce": 0, "reduce-scatter": 0, "all-gather": 0}, 0
     for match in COLLECTIVE.finditer(compiled.as_text()):

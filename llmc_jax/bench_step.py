@@ -1,7 +1,6 @@
 """The training step of train.py as a contestant of bench.py."""
 
 import time
-from functools import partial
 
 import jax
 
@@ -11,7 +10,7 @@ from llmc_jax.contestant import Task, serve
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
 from llmc_jax.training.rooms import make_rooms
-from llmc_jax.training.step import init_state, train_step
+from llmc_jax.training.step import init_state
 
 
 def prepare(task: Task):
@@ -31,9 +30,9 @@ def prepare_step(task: Task, chosen: ops.Ops, mesh):
     batch = parallel.split(tuple(x[None] for x in task.batch()), mesh, parallel.MICRO_BATCHES)
     state = parallel.replicate(init_state(initialize(task.model, task.seed)), mesh)
     rooms = make_rooms(chosen, task.model, cfg, mesh)
-    update = partial(train_step, ops=chosen, model=task.model, cfg=cfg)
     began = time.perf_counter()
-    compiled = parallel.map_train_step(update, mesh).lower(state, rooms, *batch).compile()
+    update = parallel.map_train_step(chosen, task.model, cfg, mesh)
+    compiled = update.lower(state, rooms, *batch).compile()
     compile_s = time.perf_counter() - began
     ffi.trim_memory()
 

@@ -1,17 +1,16 @@
 """What a run does every so many steps beside saving: validation, HellaSwag, a sample."""
 
 from collections.abc import Callable
-from functools import partial
 
 from llmc_jax.batches import validate
 from llmc_jax.data.tokenizer import EOT, token_bytes, tokenizer
 from llmc_jax.generation.sampler import make_sampler
 from llmc_jax.models import gpt2
 from llmc_jax.run_setup import Setup
-from llmc_jax.training import parallel, processes, shards
+from llmc_jax.training import parallel, processes
 from llmc_jax.training.logger import Logger
 from llmc_jax.training.resume import Start
-from llmc_jax.training.step import TrainState, eval_step
+from llmc_jax.training.step import TrainState
 
 
 class Milestones:
@@ -21,9 +20,7 @@ class Milestones:
         """say: where messages go."""
         self._setup, self._start, self._logger, self._say = setup, start, logger, say
         self._tokens = setup.cfg.total_batch_size
-        evaluate = partial(eval_step, ops=setup.ops, model=setup.model, cfg=setup.cfg)
-        stage = shards.stage_in_force(setup.cfg, setup.mesh.size)
-        self._evaluate = parallel.map_eval_step(evaluate, setup.mesh, stage=stage)
+        self._evaluate = parallel.map_eval_step(setup.ops, setup.model, setup.cfg, setup.mesh)
         self._sample = make_sampler(setup.ops, setup.model, setup.cfg.dtype)
         self._sample_every = setup.cfg.sample_every
         if self._sample_every and setup.model.V <= EOT:

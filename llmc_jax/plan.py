@@ -22,7 +22,7 @@ from llmc_jax.run_setup import refuse_long_sequences, refuse_mapping, refuse_num
 from llmc_jax.training import memory, parallel
 from llmc_jax.training.memory import Memory
 from llmc_jax.training.rooms import rooms_like
-from llmc_jax.training.step import state_shapes, train_step
+from llmc_jax.training.step import state_shapes
 
 UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # What JAX's allocator takes of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
@@ -185,8 +185,7 @@ def check(chosen, model: ModelConfig, cfg: PlanConfig, platform: str, planned: M
     state = state_shapes(model)
     batch = jax.ShapeDtypeStruct(shape, jnp.int32)
     rooms = rooms_like(chosen, model, cfg, platform, devices=1)
-    step = partial(train_step, ops=chosen, model=model, cfg=cfg)
-    mapped = parallel.map_train_step(step, parallel.make_mesh())
+    mapped = parallel.map_train_step(chosen, model, cfg, parallel.make_mesh())
     by_xla = parallel.planned_bytes(mapped.lower(state, rooms, batch, batch).compile())
     return (
         f"XLA plans {by_xla / 2**20:,.1f} MiB: the table is "

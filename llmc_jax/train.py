@@ -15,7 +15,7 @@ from llmc_jax.config import BadInput, RunStopped, TrainConfig
 from llmc_jax.lock import locked
 from llmc_jax.milestones import Milestones
 from llmc_jax.run_setup import Setup, meet, place_after, set_up
-from llmc_jax.training import memory, parallel, processes, shards
+from llmc_jax.training import memory, parallel, processes
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.initial_state import make_state, maker_of_moments, state_like
 from llmc_jax.training.logger import Logger
@@ -27,7 +27,7 @@ from llmc_jax.training.rooms import maker_of_rooms, placed_rooms_like
 from llmc_jax.training.run_dir import RunDir, open_run_dir
 from llmc_jax.training.saver import Saver
 from llmc_jax.training.startup import Startup
-from llmc_jax.training.step import TrainState, state_shapes, train_step
+from llmc_jax.training.step import TrainState, state_shapes
 from llmc_jax.training.stop import Stop
 from llmc_jax.training.trackers import open_trackers
 
@@ -228,9 +228,7 @@ def refuse_bad_numbers(
 def lower_update(setup: Setup, state: TrainState, rooms):
     """The training step, mapped and lowered, for a state and rooms of these shapes."""
     cfg, mesh = setup.cfg, setup.mesh
-    step = partial(train_step, ops=setup.ops, model=setup.model, cfg=cfg)
-    stage = shards.stage_in_force(cfg, mesh.size)
-    mapped = parallel.map_train_step(step, mesh, stage=stage, mapper=cfg.mapper)
+    mapped = parallel.map_train_step(setup.ops, setup.model, cfg, mesh)
     rows, T = cfg.batch_size * mesh.size, cfg.sequence_length
     shape = (cfg.total_batch_size // (rows * T), rows, T)
     batch = parallel.micro_batches_like(shape, mesh, mapper=cfg.mapper)

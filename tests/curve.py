@@ -13,7 +13,6 @@ import re
 import sys
 import time
 from collections import Counter
-from functools import partial
 
 import jax
 import numpy as np
@@ -21,9 +20,9 @@ import numpy as np
 from llmc_jax import config, ffi, ops
 from llmc_jax.data.order import CounterOrder
 from llmc_jax.models.initialize import initialize
-from llmc_jax.training import parallel, shards
+from llmc_jax.training import parallel, zero
 from llmc_jax.training.rooms import make_rooms
-from llmc_jax.training.step import init_state, train_step
+from llmc_jax.training.step import init_state
 from tests import tiny
 
 COLLECTIVES = "all-reduce|reduce-scatter|all-gather|all-to-all|collective-permute"
@@ -57,15 +56,13 @@ def curve(name: str, case: dict) -> dict:
     repeat = case.pop("repeat", 2)
     mesh, model = mesh_of(devices), config.MODELS[name]
     cfg = tiny.config(model=name, max_steps=20, **case)
-    stage = shards.stage_in_force(cfg, devices)
-    options = dict(ops=ops.select(spec, "cpu")[0], model=model, cfg=cfg)
-    mapped = parallel.map_train_step(
-        partial(train_step, **options), mesh, stage=stage, mapper=cfg.mapper
-    )
+    stage = zero.stage_in_force(cfg, devices)
+    chosen, _ = ops.select(spec, "cpu")
+    mapped = parallel.map_train_step(chosen, model, cfg, mesh)
     weights, compiled, runs = initialize(model, cfg.seed), None, []
     for _ in range(repeat):
         state = parallel.place_state(init_state(weights), mesh, stage)
-        rooms = make_rooms(options["ops"], model, cfg, mesh)
+        rooms = make_rooms(chosen, model, cfg, mesh)
         losses, began = [], time.perf_counter()
         for batch in batches(cfg, model, mesh, steps):
             compiled = compiled or mapped.lower(state, rooms, *batch).compile()

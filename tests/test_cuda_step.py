@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import pytest
 from llmc_jax import ffi, ops
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
-from llmc_jax.training.step import init_state, state_shapes, train_step
+from llmc_jax.training.step import init_state, state_shapes
 from tests import tiny
 
 # heads of a size that the kernels take
@@ -30,7 +29,7 @@ def steps(spec: str, dtype: str, recompute: int):
     mesh = parallel.make_mesh()
     cfg = tiny.config(dtype=dtype, recompute=recompute, adam_eps=1e-3)
     chosen, _ = ops.select(spec, "cpu")
-    step = parallel.map_train_step(partial(train_step, ops=chosen, model=MODEL, cfg=cfg), mesh)
+    step = parallel.map_train_step(chosen, MODEL, cfg, mesh)
     state = parallel.replicate(init_state(initialize(MODEL, 42)), mesh)
     data = parallel.split(batch(), mesh, parallel.MICRO_BATCHES)
     metrics = []
@@ -62,7 +61,7 @@ def lowered() -> str:
     mesh = parallel.make_mesh()
     cfg = tiny.config(dtype="bfloat16", recompute=1)
     chosen, _ = ops.select("cuda", "gpu")
-    step = parallel.map_train_step(partial(train_step, ops=chosen, model=MODEL, cfg=cfg), mesh)
+    step = parallel.map_train_step(chosen, MODEL, cfg, mesh)
     state = state_shapes(MODEL)
     data = (jax.ShapeDtypeStruct((1, B, T), jnp.int32),) * 2
     return step.trace(state, [], *data).lower(lowering_platforms=("cuda",)).as_text()

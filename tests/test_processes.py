@@ -30,14 +30,14 @@ REDUCE = """
 import sys
 import jax
 import numpy as np
-from llmc_jax.training import parallel, shards
+from llmc_jax.training import parallel, zero
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 mesh = parallel.make_mesh()
 rows = (np.arange(2 << 23, dtype=np.int32).reshape(2, -1) % 1021).astype(np.float32)
 mean = jax.jit(jax.shard_map(
-    lambda x: shards.mean_part(x[0], x.dtype), mesh=mesh,
+    lambda x: zero.mean_part(x[0], x.dtype), mesh=mesh,
     in_specs=parallel.ROWS, out_specs=parallel.PARTS,
 ))
 mine = parallel.join(rows[parallel.own_rows(mesh, 2)], mesh, parallel.ROWS)

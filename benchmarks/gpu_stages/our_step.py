@@ -1,7 +1,6 @@
 """Our training step, compiled, as train.py makes it."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ from llmc_jax.bench_step import train_config
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
 from llmc_jax.training.rooms import make_rooms
-from llmc_jax.training.step import init_state, train_step
+from llmc_jax.training.step import init_state
 
 
 class Step(NamedTuple):
@@ -26,9 +25,7 @@ def prepare(spec: str) -> Step:
     chosen, _ = ops.select(spec, jax.default_backend())
     todo, mesh = task(spec), parallel.make_mesh()
     cfg = train_config(todo)
-    update = parallel.map_train_step(
-        partial(train_step, ops=chosen, model=todo.model, cfg=cfg), mesh
-    )
+    update = parallel.map_train_step(chosen, todo.model, cfg, mesh)
     batch = parallel.split(tuple(x[None] for x in todo.batch()), mesh, parallel.MICRO_BATCHES)
     state = parallel.replicate(init_state(initialize(todo.model, todo.seed)), mesh)
     rooms = make_rooms(chosen, todo.model, cfg, mesh)

@@ -11,7 +11,7 @@ from llmc_jax.config import BadInput, ModelConfig, TrainConfig
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.models.initialize import initialize
-from llmc_jax.training import parallel, processes, shards
+from llmc_jax.training import parallel, processes, zero
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.resume import open_weights
 from llmc_jax.training.step import TrainState, init_state, state_shapes
@@ -37,7 +37,7 @@ def make_state(
         return restored_state(model, cfg, checkpoints, start, mesh)
     if cfg.init_from:
         weights.append(weights_of_another_run(cfg, model))
-    place = partial(parallel.place_params, mesh=mesh, stage=shards.stage_in_force(cfg, mesh.size))
+    place = partial(parallel.place_params, mesh=mesh, stage=zero.stage_in_force(cfg, mesh.size))
     params = placed(weights, place) if weights else initialize(model, cfg.seed, place)
     m, v = zeros.result()
     counters = parallel.replicate(init_state(())[3:], mesh)
@@ -64,7 +64,7 @@ def restored_state(
 ) -> TrainState:
     """The state of the run's own checkpoint."""
     like = state_like(model, cfg, mesh)
-    stage = shards.stage_in_force(cfg, mesh.size)
+    stage = zero.stage_in_force(cfg, mesh.size)
     if stage or processes.several():
         like = parallel.on_host(state_shapes(model))
         state = parallel.place_state(checkpoints.restore_state(start, like), mesh, stage)
@@ -97,4 +97,4 @@ def weights_of_another_run(cfg: TrainConfig, model: ModelConfig) -> Params:
 def state_like(model: ModelConfig, cfg: TrainConfig, mesh) -> TrainState:
     """The state as shapes: all that compiling has to know of it."""
     like = state_shapes(model)
-    return parallel.state_like(like, mesh, shards.stage_in_force(cfg, mesh.size))
+    return parallel.state_like(like, mesh, zero.stage_in_force(cfg, mesh.size))

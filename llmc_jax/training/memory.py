@@ -22,9 +22,9 @@ from llmc_jax.config import ModelConfig, RunStopped, TrainConfig
 from llmc_jax.models import gpt2
 from llmc_jax.ops import Ops
 from llmc_jax.ops.op import size
-from llmc_jax.training import liveness, parallel, shards
+from llmc_jax.training import liveness, parallel, zero
 from llmc_jax.training.rooms import rooms_like
-from llmc_jax.training.step import state_shapes, train_step
+from llmc_jax.training.step import state_shapes
 
 
 class Memory(NamedTuple):
@@ -55,14 +55,13 @@ def step_memory(
     virtual CPUs, at every stage of ZeRO, up to 7 % below XLA's plan with our kernels, from 3 %
     above to 21 % below with jnp.
     """
-    stage, mesh = shards.stage_in_force(cfg, devices), parallel.planned_mesh(devices)
+    stage, mesh = zero.stage_in_force(cfg, devices), parallel.planned_mesh(devices)
     like = state_shapes(model)
     several = cfg.total_batch_size > cfg.batch_size * cfg.sequence_length * devices
     # two micro-batches are as many as any number, but for the tokens
     rows = cfg.batch_size * devices
     batch = jax.ShapeDtypeStruct((1 + several, rows, cfg.sequence_length), jnp.int32)
-    step = partial(train_step, ops=ops, model=model, cfg=cfg)
-    mapped = parallel.map_train_step(step, mesh, stage=stage)
+    mapped = parallel.map_train_step(ops, model, dataclasses.replace(cfg, mapper="shard_map"), mesh)
     # Of micro-batches in a loop, XLA lays all that the rooms have room for in them; so they need
     # not be there for the sum to be right, and what is in a loop is planned by itself.
     rooms = [] if several else rooms_like(ops, model, cfg, platform, devices)

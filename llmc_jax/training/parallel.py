@@ -1,7 +1,7 @@
 """The one place where a per-device function is mapped over devices.
 
-Batches are split along the axis shards.AXIS; the state is on every device, or by --zero_stage in
-parts (shards.py). One device is the mesh of size one. Native kernels are opaque to XLA's
+Batches are split along the axis zero.AXIS; the state is on every device, or by --zero_stage in
+parts (zero.py). One device is the mesh of size one. Native kernels are opaque to XLA's
 partitioner, so the mapping is shard_map, or pmap: each kernel sees its device's part.
 """
 
@@ -18,10 +18,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from llmc_jax.config import BadInput
+from llmc_jax.config import BadInput, ModelConfig, TrainConfig
 from llmc_jax.models.gpt2 import Params
-from llmc_jax.training.shards import AXIS, part_size
-from llmc_jax.training.step import TrainState
+from llmc_jax.ops import Ops
+from llmc_jax.training.step import TrainState, eval_step, train_step
+from llmc_jax.training.zero import AXIS, part_size, stage_in_force
 
 REPLICATED = P()
 ROWS = P(AXIS)  # (B*D, T): each device has B sequences
@@ -63,25 +64,22 @@ def planned_mesh(devices: int) -> AbstractMesh:
 # Functions over the mesh.
 
 
-def map_train_step(
-    step: Callable, mesh: Mesh, *, stage: int = 0, mapper: str = "shard_map"
-) -> Callable:
-    """step(state, rooms, inputs, targets) -> (state, rooms, metrics) over the mesh; state and rooms
-    are donated.
-
-    stage: of ZeRO, by which the state lies in parts; with mapper "pmap" it is 0.
-    """
-    if mapper == "pmap":
+def map_train_step(ops: Ops, model: ModelConfig, cfg: TrainConfig, mesh: Mesh) -> Callable:
+    """train_step(state, rooms, inputs, targets) -> (state, rooms, metrics) over the mesh, by
+    --mapper; state and rooms are donated."""
+    step = functools.partial(train_step, ops=ops, model=model, cfg=cfg)
+    if cfg.mapper == "pmap":
         axes = dict(in_axes=(None, None, 0, 0), out_axes=None)
         return jax.pmap(step, AXIS, donate_argnums=(0, 1), devices=mesh.devices.tolist(), **axes)
-    state, batch = _state_specs(stage), _split_over(mesh, MICRO_BATCHES)
+    state, batch = _state_specs(stage_in_force(cfg, mesh.size)), _split_over(mesh, MICRO_BATCHES)
     mapped = _map(step, mesh, (state, REPLICATED, batch, batch), (state, REPLICATED, REPLICATED))
     return jax.jit(mapped, donate_argnums=(0, 1), keep_unused=True)
 
 
-def map_eval_step(step: Callable, mesh: Mesh, *, stage: int = 0) -> Callable:
-    """step(params, inputs, targets) -> loss over the mesh; inputs and targets (B*D, T)."""
-    rows, params = _split_over(mesh, ROWS), _state_specs(stage).params
+def map_eval_step(ops: Ops, model: ModelConfig, cfg: TrainConfig, mesh: Mesh) -> Callable:
+    """eval_step(params, inputs, targets) -> loss over the mesh; inputs and targets (B*D, T)."""
+    step = functools.partial(eval_step, ops=ops, model=model, cfg=cfg)
+    rows, params = _split_over(mesh, ROWS), _state_specs(stage_in_force(cfg, mesh.size)).params
     return jax.jit(_map(step, mesh, (params, rows, rows), REPLICATED))
 
 

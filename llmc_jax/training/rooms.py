@@ -22,8 +22,8 @@ from llmc_jax.models import gpt2
 from llmc_jax.ops import Ops
 from llmc_jax.ops.op import size, uninitialized
 from llmc_jax.training import parallel
-from llmc_jax.training.shards import stage_in_force
 from llmc_jax.training.step import in_factors
+from llmc_jax.training.zero import stage_in_force
 
 SMALLEST = 4096  # bytes
 

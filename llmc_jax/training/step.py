@@ -1,7 +1,7 @@
 """One training step and one evaluation step, as each device runs them.
 
 parallel.py maps the functions over the devices. What they send to each other, and what they keep
-in parts by --zero_stage, is in shards.py.
+in parts by --zero_stage, is in zero.py.
 """
 
 from typing import NamedTuple
@@ -16,16 +16,16 @@ from llmc_jax.models.gpt2 import Params
 from llmc_jax.ops import Ops
 from llmc_jax.ops.adamw import Hyper
 from llmc_jax.ops.op import uninitialized
-from llmc_jax.training import outliers, shards
+from llmc_jax.training import outliers, zero
 from llmc_jax.training.outliers import Window
 from llmc_jax.training.schedules import learning_rate
-from llmc_jax.training.shards import AXIS
+from llmc_jax.training.zero import AXIS
 
 
 class TrainState(NamedTuple):
     """What a step changes, in float32; the same on every device but for what is in parts."""
 
-    params: Params  # from ZeRO's stage 3 on in parts (shards.py)
+    params: Params  # from ZeRO's stage 3 on in parts (zero.py)
     m: Params  # AdamW's first moment, from stage 1 on in parts
     v: Params  # AdamW's second moment, the same
     step: Array  # int32, number of steps made, skipped ones included
@@ -74,7 +74,7 @@ def train_step(
     finite, or an outlier by --skip_loss_zscore or --skip_grad_zscore, the step counts but changes
     neither parameters nor moments.
     """
-    stage = shards.stage_in_force(cfg, lax.axis_size(AXIS))
+    stage = zero.stage_in_force(cfg, lax.axis_size(AXIS))
     loss, grads = _gradients(ops, state.params, inputs, targets, model, cfg, stage)
     norm = ops.global_norm(grads)
     if stage:  # of this device's parts
@@ -115,12 +115,12 @@ def in_factors(cfg: TrainConfig, model: ModelConfig, micro_batches: int, devices
 
 def eval_step(params: Params, inputs, targets, *, ops: Ops, model: ModelConfig, cfg: TrainConfig):
     """Mean loss over all devices' (B,T) targets, ignored ones as 0; a float32 scalar."""
-    stage = shards.stage_in_force(cfg, lax.axis_size(AXIS))
+    stage = zero.stage_in_force(cfg, lax.axis_size(AXIS))
     params = _weights(params, ops, model, cfg, stage)
     params, fetch = _fetched(params, model, stage)
     options = dict(cfg=model, dtype=cfg.dtype, fetch=fetch)
     losses, _ = gpt2.forward(ops, params, inputs, targets, None, **options)
-    return shards.mean(jnp.mean(losses))
+    return zero.mean(jnp.mean(losses))
 
 
 def _gradients(ops, params, inputs, targets, model, cfg, stage):
@@ -128,13 +128,13 @@ def _gradients(ops, params, inputs, targets, model, cfg, stage):
     dtype = jnp.dtype(cfg.grad_reduce_dtype)
 
     def in_parts(grads):
-        return jax.tree.map(lambda g: shards.mean_part(g, dtype), grads)
+        return jax.tree.map(lambda g: zero.mean_part(g, dtype), grads)
 
     each = in_parts if stage >= 2 else lambda grads: grads
     loss, grads = _accumulate(ops, params, inputs, targets, model, cfg, stage, each)
-    loss = shards.mean(loss)
+    loss = zero.mean(loss)
     if stage == 0:
-        return loss, shards.mean(grads, dtype)
+        return loss, zero.mean(grads, dtype)
     return loss, in_parts(grads) if stage == 1 else grads
 
 
@@ -168,8 +168,8 @@ def _accumulate(ops, params, inputs, targets, model, cfg, stage, each):
         return jax.tree.map(jnp.add, total, micro_step(*batch)), None
 
     grads = jax.eval_shape(micro_step, inputs[0], targets[0])[1]
-    zero = jax.tree.map(lambda g: jnp.zeros(g.shape, jnp.float32), grads)
-    total, _ = lax.scan(add, _varying((jnp.float32(0), zero)), (inputs, targets))
+    zeros = jax.tree.map(lambda g: jnp.zeros(g.shape, jnp.float32), grads)
+    total, _ = lax.scan(add, _varying((jnp.float32(0), zeros)), (inputs, targets))
     return total
 
 
@@ -194,18 +194,18 @@ def _fetched(params, model, stage):
         return params, gpt2.at_hand
     shapes = gpt2.shapes(model)
     outer = params._replace(block=()), shapes._replace(block=())
-    outer = jax.tree.map(lambda part, x: shards.whole(part, x.shape, to="varying"), *outer)
-    return outer._replace(block=params.block), shards.make_fetch(shapes.block[0])
+    outer = jax.tree.map(lambda part, x: zero.whole(part, x.shape, to="varying"), *outer)
+    return outer._replace(block=params.block), zero.make_fetch(shapes.block[0])
 
 
 def _update(ops, state, grads, hyper, model, cfg, stage):
     """AdamW's new (params, m, v), on this device's parts of them where they are in parts."""
     shapes = gpt2.shapes(model)
     decay = jax.tree.map(lambda p: cfg.weight_decay if gpt2.is_matrix(p) else 0.0, shapes)
-    params = jax.tree.map(shards.own_part, state.params) if stage in (1, 2) else state.params
+    params = jax.tree.map(zero.own_part, state.params) if stage in (1, 2) else state.params
     params, m, v = ops.adamw(params, grads, state.m, state.v, hyper, weight_decay=decay)
     if stage in (1, 2):
-        params = jax.tree.map(lambda part, x: shards.whole(part, x.shape), params, shapes)
+        params = jax.tree.map(lambda part, x: zero.whole(part, x.shape), params, shapes)
     return params, m, v
 
 

@@ -14,7 +14,7 @@ from llmc_jax import ops
 from llmc_jax.config import ModelConfig, TrainConfig
 from llmc_jax.ops import attention, classifier
 from llmc_jax.training import parallel
-from llmc_jax.training.step import state_shapes, train_step
+from llmc_jax.training.step import state_shapes
 
 KERNELS = {"_flash_attention_kernel", "_flash_attention_dkv_kernel", "_flash_attention_dq_kernel"}
 
@@ -77,8 +77,8 @@ def test_the_whole_step_lowers_for_tpus(monkeypatch, dtype):
     )  # fmt: skip
     state = state_shapes(model)
     batch = jax.ShapeDtypeStruct((1, 2, 256), jnp.int32)
-    step = partial(train_step, ops=chosen, model=model, cfg=cfg)
-    traced = parallel.map_train_step(step, parallel.make_mesh()).trace(state, [], batch, batch)
+    mapped = parallel.map_train_step(chosen, model, cfg, parallel.make_mesh())
+    traced = mapped.trace(state, [], batch, batch)
     program = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert set(re.findall(r"custom_call @(\w+)", program)) == {"tpu_custom_call"}
     assert set(re.findall(r'kernel_name = "([^"]*)"', program)) == KERNELS

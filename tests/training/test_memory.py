@@ -5,7 +5,6 @@ import functools
 import os
 import subprocess
 import sys
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,9 @@ from llmc_jax import ops
 from llmc_jax.config import ModelConfig, TrainConfig, model_config
 from llmc_jax.models import gpt2
 from llmc_jax.ops.op import size
-from llmc_jax.training import liveness, memory, parallel, shards
+from llmc_jax.training import liveness, memory, parallel
 from llmc_jax.training.initial_state import state_like
 from llmc_jax.training.rooms import placed_rooms_like
-from llmc_jax.training.step import train_step
 from tests import tiny
 
 SMALL = ModelConfig(L=2, NH=4, C=128, maxT=256, V=1000, Vp=1024)
@@ -44,8 +42,7 @@ def compiled(chosen, model, cfg):
     shape = (cfg.total_batch_size // (rows * cfg.sequence_length), rows, cfg.sequence_length)
     batch = jax.ShapeDtypeStruct(shape, jnp.int32)
     batch = parallel.split_like(batch, mesh, parallel.MICRO_BATCHES)
-    step = partial(train_step, ops=chosen, model=model, cfg=cfg)
-    mapped = parallel.map_train_step(step, mesh, stage=shards.stage_in_force(cfg, mesh.size))
+    mapped = parallel.map_train_step(chosen, model, cfg, mesh)
     rooms = placed_rooms_like(chosen, model, cfg, mesh)
     step = mapped.lower(state_like(model, cfg, mesh), rooms, batch, batch)
     return step.compile(compiler_options=FAST)

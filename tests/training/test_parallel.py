@@ -17,7 +17,7 @@ import pytest
 from llmc_jax import batches, config, ops, train
 from llmc_jax.config import BadInput
 from llmc_jax.models import gpt2
-from llmc_jax.training import parallel, processes, shards
+from llmc_jax.training import parallel, processes, zero
 from llmc_jax.training.rooms import rooms_like
 from tests import tiny
 
@@ -80,7 +80,7 @@ def test_gradients_are_reduced_once_a_step_and_activations_never(curves):
 def test_each_stage_takes_its_eighth(curves):
     """Arguments of the compiled step: parameters and moments, but for windows and the batch."""
     sizes = [math.prod(x.shape) for x in jax.tree.leaves(gpt2.shapes(tiny.MODEL))]
-    all_of_it, part = sum(sizes), sum(shards.part_size(n, 8) for n in sizes)
+    all_of_it, part = sum(sizes), sum(zero.part_size(n, 8) for n in sizes)
     rest = 2 * (4 * 128 + 4) + 4
     cfg = tiny.config(total_batch_size=256, batch_size=2)
     rooms = rooms_like(ops.select("ffi", "cpu")[0], tiny.MODEL, cfg, "cpu", 8)

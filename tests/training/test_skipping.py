@@ -1,7 +1,6 @@
 """A step with bad numbers changes nothing but the count of steps."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from llmc_jax.models.initialize import initialize
 from llmc_jax.ops.adamw import Hyper
 from llmc_jax.training import parallel
 from llmc_jax.training.outliers import WINDOW, Window
-from llmc_jax.training.step import init_state, train_step
+from llmc_jax.training.step import init_state
 from tests import tiny
 from tests.training.test_step import batch
 
@@ -21,7 +20,7 @@ def run_step(spec="ffi", window=None, poison=False, **options):
     """(state before, state after, metrics) of one step; window: losses and norms before it."""
     mesh = parallel.make_mesh()
     cfg = tiny.config(max_steps=10, warmup_steps=0, **options)
-    step = partial(train_step, ops=ops.select(spec, "cpu")[0], model=tiny.MODEL, cfg=cfg)
+    step = parallel.map_train_step(ops.select(spec, "cpu")[0], tiny.MODEL, cfg, mesh)
     params = initialize(tiny.MODEL, 42)
     if poison:
         params.wpe[3, 5] = np.nan
@@ -32,9 +31,7 @@ def run_step(spec="ffi", window=None, poison=False, **options):
         state = state._replace(losses=full[0], grad_norms=full[1])
     before = jax.device_get(state)
     data = parallel.split(batch(1, 4), mesh, parallel.MICRO_BATCHES)
-    state, _, metrics = parallel.map_train_step(step, mesh)(
-        parallel.replicate(state, mesh), [], *data
-    )
+    state, _, metrics = step(parallel.replicate(state, mesh), [], *data)
     return before, jax.device_get(state), jax.device_get(metrics)
 
 

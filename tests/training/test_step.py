@@ -16,7 +16,7 @@ from llmc_jax.models import gpt2
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import parallel
 from llmc_jax.training.rooms import make_rooms
-from llmc_jax.training.step import init_state, train_step
+from llmc_jax.training.step import init_state
 from tests import tiny
 
 T = 16
@@ -35,10 +35,9 @@ def make_step(A=1, B=4, spec="jnp", **options):
     sizes = dict(batch_size=B // mesh.size, sequence_length=T, total_batch_size=A * B * T)
     cfg = tiny.config(max_steps=10, **sizes, **options)
     chosen, _ = ops.select(spec, "cpu")
-    step = partial(train_step, ops=chosen, model=tiny.MODEL, cfg=cfg)
     state = parallel.replicate(init_state(initialize(tiny.MODEL, 42)), mesh)
     rooms = make_rooms(chosen, tiny.MODEL, cfg, mesh)
-    return parallel.map_train_step(step, mesh), state, rooms, mesh
+    return parallel.map_train_step(chosen, tiny.MODEL, cfg, mesh), state, rooms, mesh
 
 
 def run_steps(count=3, A=1, B=4, **options):
