@@ -286,6 +286,27 @@ def test_many_calls_at_once_do_not_wait_for_each_other():
             dict(arrays=(1, 2)),
             "2 arrays, expected 3 of the gradients",
         ),
+        (
+            "llmc_global_norm",
+            [((), "f4")],
+            [np.ones((1, 5, 7), "f4")] * 3,
+            dict(arrays=(3,)),
+            "gradient of leaf 0: 3 arrays, expected 1, or 2 factors",
+        ),
+        (
+            "llmc_global_norm",
+            [((2,), "f4")],
+            [np.ones(3, "f4")],
+            dict(arrays=(1,)),
+            r"norm is \(2\), expected \(\)",
+        ),
+        (
+            "llmc_adamw",
+            [((3,), "f4")] * 3,
+            [np.ones(0, "f4"), np.float32(1), np.int32(1), *[np.ones(3, "f4")] * 4],
+            dict(weight_decay=(0.1,), arrays=(1,), beta1=0.9, beta2=0.95, eps=1e-8),
+            r"lr is \(0\), expected \(\)",
+        ),
     ],
 )
 def test_a_kernel_refuses_what_it_cannot_take(target, results, args, static, message):

@@ -9,6 +9,9 @@
 namespace llmc {
 namespace {
 
+// The number of rows of C elements in a buffer (..., C).
+int64_t RowsOf(const Any& buffer, int64_t C) { return C ? buffer.element_count() / C : 0; }
+
 // Argument `index`, float32 and of `size` elements, as the gradient of leaf i has.
 const float* Leaf(Checker& check, const ffi::RemainingArgs& args, size_t index, size_t i,
                   int64_t size) {
@@ -42,6 +45,8 @@ Gradient GradientOf(Checker& check, const ffi::RemainingArgs& args, size_t& inde
   if (!first) return {};
   const bool half = first->element_type() == ffi::BF16;
   const auto elements = static_cast<int64_t>(first->element_count());
+  check.Require(arrays == 1 || arrays == 2,
+                name + ": " + std::to_string(arrays) + " arrays, expected 1, or 2 factors");
   if (arrays == 1) return {first->untyped_data(), elements, half};
   auto inp = array();
   if (!inp || !check.ok()) return {};
@@ -65,6 +70,9 @@ ffi::Error AdamWUpdate(ffi::ThreadPool pool, F32 lr, F32 scale, S32 step, ffi::R
                        ffi::RemainingRets rets, ffi::Span<const float> weight_decay,
                        ffi::Span<const int64_t> arrays, float beta1, float beta2, float eps) {
   Checker check("llmc_adamw");
+  check.Shape("lr", lr, {});
+  check.Shape("scale", scale, {});
+  check.Shape("step", step, {});
   const size_t n = weight_decay.size();
   const size_t of_grads = std::accumulate(arrays.begin(), arrays.end(), size_t{0});
   check.Require(arrays.size() == n && args.size() == 3 * n + of_grads && rets.size() == 3 * n,
@@ -100,6 +108,7 @@ ffi::Error AdamWUpdate(ffi::ThreadPool pool, F32 lr, F32 scale, S32 step, ffi::R
 ffi::Error GlobalNorm(ffi::ThreadPool pool, ffi::RemainingArgs args, F32Out norm,
                       ffi::Span<const int64_t> arrays) {
   Checker check("llmc_global_norm");
+  check.Shape("norm", *norm, {});
   const size_t given = std::accumulate(arrays.begin(), arrays.end(), size_t{0});
   check.Require(args.size() == given, std::to_string(args.size()) + " arrays, expected " +
                                           std::to_string(given) + " of the gradients");

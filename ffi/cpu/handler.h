@@ -53,9 +53,10 @@ ffi::Error Run(const Checker& check, ffi::ThreadPool& pool, const Body& body) {
     body(threads);
     return ffi::Error::Success();
   } catch (const std::bad_alloc&) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "llmc: no memory for a kernel's scratch");
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted,
+                      std::string(check.op()) + ": no memory for a kernel's scratch");
   } catch (const std::exception& error) {
-    return ffi::Error(ffi::ErrorCode::kInternal, std::string("llmc: ") + error.what());
+    return ffi::Error(ffi::ErrorCode::kInternal, std::string(check.op()) + ": " + error.what());
   }
 }
 
@@ -90,12 +91,6 @@ ffi::Error RunOn(Checker& check, ffi::ThreadPool& pool, ffi::DataType inp, const
     else
       body(threads, BF16{}, BF16{});
   });
-}
-
-// The number of rows of C elements in a buffer (..., C).
-template <typename Buffer>
-int64_t RowsOf(const Buffer& buffer, int64_t C) {
-  return C ? buffer.element_count() / C : 0;
 }
 
 }  // namespace llmc
