@@ -7,6 +7,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <thread>
 
 #include "cpu/types.h"
@@ -46,7 +47,10 @@ class PoolThreads final : public Threads {
       }
     };
     int64_t helpers = std::min<int64_t>(count(), n) - 1;
-    for (int64_t i = 0; i < helpers; ++i) pool_.Schedule([work] { work(); });
+    try {
+      for (int64_t i = 0; i < helpers; ++i) pool_.Schedule([work] { work(); });
+    } catch (const std::bad_alloc&) {  // those that are there will do, and must not be left alone
+    }
     work();
     while (state->done.load() < n) std::this_thread::yield();
     if (state->failure) std::rethrow_exception(state->failure);
