@@ -366,11 +366,13 @@ struct Attention {
   }
 
   // dscores of a panel of keys, in rows, as steps of B for dq^T = k^T dscores^T: a square for each
-  // panel of queries.
+  // panel of queries. K is in whole blocks, for others are copied; what is read too much, of the
+  // buffer behind, is in steps that are not written.
   template <typename Element>
   static void Turn(const Element* dscores, int64_t rows, uint32_t* out) {
+    constexpr int64_t kK = RoundUp(kNR, kLanes * kPer);
     for (int64_t r = 0; r < rows; r += kNR)
-      P::PackB(Operand<Element>{dscores + r * kNR, kNR, 1}, kNR, kNR, kNR / kPer,
+      P::PackB(Operand<Element>{dscores + r * kNR, kNR, 1}, kNR, kK, kNR / kPer,
                out + r * kBlock / kPer);
   }
 

@@ -82,37 +82,11 @@ Word WordsAlongRows(Pairs, const T* p, int64_t k_stride) {
 }
 #endif
 
-inline uint32_t Bits(Floats, float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-inline uint32_t Bits(Pairs, float x) { return RoundBits(Broadcast(x))[0]; }
-
-// The word at (row, step), 0 where the matrix ends.
-template <typename F, typename T>
-uint32_t OneWord(F form, const Operand<T>& m, int64_t rows, int64_t K, int64_t row, int64_t step) {
-  uint32_t word = 0;
-  for (int e = 0; e < F::kPer; ++e) {
-    int64_t k = step * F::kPer + e;
-    if (row < rows && k < K)
-      word |= Bits(form, ToFloat(m.data[row * m.row_stride + k * m.k_stride])) << (16 * e);
-  }
-  return word;
-}
-
-// The block of kLanes rows by kLanes steps at the start of m: out[step], its lanes the rows, or
-// with `along_k` out[row], its lanes the steps. All of it is read before any is written: a load
-// that follows a store to the same place of another page waits for it.
+// A block of kLanes rows by kLanes steps that lies in m as a whole, or with fewer rows if these are
+// stored along K: see LoadBlock.
 template <bool along_k, typename F, typename T>
-void LoadBlock(F form, const Operand<T>& m, int64_t rows, int64_t K, Word (&out)[kLanes]) {
+void LoadWholeBlock(F form, const Operand<T>& m, int64_t rows, Word (&out)[kLanes]) {
   bool stored_along_k = m.k_stride == 1;
-  if (K < kLanes * F::kPer || (rows < kLanes && !stored_along_k)) {
-    for (int i = 0; i < kLanes; ++i)
-      for (int j = 0; j < kLanes; ++j)
-        out[i][j] = along_k ? OneWord(form, m, rows, K, i, j) : OneWord(form, m, rows, K, j, i);
-    return;
-  }
   if (!stored_along_k) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i)
@@ -125,6 +99,35 @@ void LoadBlock(F form, const Operand<T>& m, int64_t rows, int64_t K, Word (&out)
       out[i] = i < rows ? WordsAlongK(form, m.data + i * m.row_stride) : Word{};
   }
   if (stored_along_k != along_k) Transpose(out);
+}
+
+// The block at an end of m, by way of a copy that has zeros behind the end.
+template <bool along_k, typename F, typename T>
+[[gnu::noinline]] void LoadEndBlock(F form, const Operand<T>& m, int64_t rows, int64_t K,
+                                    Word (&out)[kLanes]) {
+  constexpr int64_t kSpan = kLanes * F::kPer;
+  const int64_t some = Min<int64_t>(rows, kLanes), span = Max<int64_t>(0, Min(K, kSpan));
+  T copy[kLanes * kSpan] = {};
+  if (m.k_stride == 1) {
+    for (int64_t r = 0; r < some; ++r)
+      __builtin_memcpy(copy + r * kSpan, m.data + r * m.row_stride, span * sizeof(T));
+    LoadWholeBlock<along_k>(form, Rows(copy, kSpan), kLanes, out);
+  } else {
+    for (int64_t k = 0; k < span; ++k)
+      __builtin_memcpy(copy + k * kLanes, m.data + k * m.k_stride, some * sizeof(T));
+    LoadWholeBlock<along_k>(form, Columns(copy, kLanes), kLanes, out);
+  }
+}
+
+// The block of kLanes rows by kLanes steps at the start of m: out[step], its lanes the rows, or
+// with `along_k` out[row], its lanes the steps. All of it is read before any is written: a load
+// that follows a store to the same place of another page waits for it.
+template <bool along_k, typename F, typename T>
+void LoadBlock(F form, const Operand<T>& m, int64_t rows, int64_t K, Word (&out)[kLanes]) {
+  if (K < kLanes * F::kPer || (rows < kLanes && m.k_stride != 1))
+    LoadEndBlock<along_k>(form, m, rows, K, out);
+  else
+    LoadWholeBlock<along_k>(form, m, rows, out);
 }
 
 // Packs the rows into panels of R, each ordered [step][row]. `out` has room for the rows rounded
