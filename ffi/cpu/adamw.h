@@ -33,7 +33,7 @@ void ForChunks(Threads& threads, int64_t leaves, const Grad& grad, const Body& b
 
 // body(pointer to element `start`), of the type that the gradient has.
 template <typename Body>
-auto From(const Gradient& grad, int64_t start, const Body& body) {
+auto OnElements(const Gradient& grad, int64_t start, const Body& body) {
   return grad.half ? body(static_cast<const BF16*>(grad.data) + start)
                    : body(static_cast<const float*>(grad.data) + start);
 }
@@ -65,8 +65,8 @@ inline double SumOfSquares(Threads& threads, int64_t leaves, const Gradient* gra
               if (grads[leaf].inp)
                 partial[chunk] = SquaresOfProduct(grads[leaf]);
               else
-                partial[chunk] = From(grads[leaf], start,
-                                      [&](const auto* x) { return SumOfSquares(x, count); });
+                partial[chunk] = OnElements(grads[leaf], start,
+                                            [&](const auto* x) { return SumOfSquares(x, count); });
             });
   double total = 0;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial[chunk];
@@ -101,7 +101,7 @@ inline void AdamWByArrays(Threads& threads, int64_t leaves, const AdamWLeaf* lea
                           const AdamWHyper& h) {
   auto grad = [&](int64_t l) { return leaf[l].grad.inp ? Gradient{} : leaf[l].grad; };
   ForChunks(threads, leaves, grad, [&](int64_t, int64_t l, int64_t start, int64_t count) {
-    From(leaf[l].grad, start, [&](const auto* x) { AdamW(leaf[l], x, start, count, h); });
+    OnElements(leaf[l].grad, start, [&](const auto* x) { AdamW(leaf[l], x, start, count, h); });
   });
 }
 

@@ -10,37 +10,9 @@
 #include <type_traits>
 
 #include "cpu/pack.h"
+#include "cpu/tasks.h"
 
 namespace llmc::LLMC_ISA {
-
-template <typename F>
-void ParallelFor(Threads& threads, int64_t n, const F& body) {
-  threads.Run(
-      n, [](void* context, int64_t i) { (*static_cast<const F*>(context))(i); },
-      const_cast<F*>(&body));
-}
-
-// Memory of the calling thread, for one task.
-template <typename T>
-T* Scratch(Slot slot, int64_t count) {
-  return static_cast<T*>(ThreadScratch(slot, count * sizeof(T)));
-}
-
-// Memory of all threads, for as long as the object lives.
-template <typename T>
-class SharedScratch {
- public:
-  explicit SharedScratch(int64_t count)
-      : data_(static_cast<T*>(AcquireScratch(count * sizeof(T)))) {}
-  ~SharedScratch() { ReleaseScratch(data_); }
-  SharedScratch(const SharedScratch&) = delete;
-  SharedScratch& operator=(const SharedScratch&) = delete;
-
-  T* data() const { return data_; }
-
- private:
-  T* data_;
-};
 
 // What an instruction set does for one form of panels:
 //   kMR, kNR   rows and columns of a tile of C
@@ -353,6 +325,34 @@ void MicroInPlace(int64_t steps, const void* a, int64_t a_stride, const uint32_t
     P::template MicroInPlace<accumulate>(steps, a, a_stride, b, c, P::kNR, next);
 }
 
+// A side that is packed whole, by all threads, for a product of `steps`:
+// [block of block_steps steps][panel of kRows rows][...].
+template <int kPer, int kRows>
+class PackedSide {
+ public:
+  template <typename Side>
+  PackedSide(Threads& threads, const Side& side, int64_t K, int64_t steps, int64_t block_steps)
+      : padded_(RoundUp(RoundUp(side.rows, kRows), kGroup)), words_(padded_ * steps) {
+    ParallelFor(threads, padded_ / kGroup, [&](int64_t group) {
+      const int64_t y = group * kGroup, count = Min(kGroup, side.rows - y);
+      for (int64_t s = 0; s < steps; s += block_steps) {
+        const int64_t some = Min(block_steps, steps - s);
+        side.Pack(y, s * kPer, count, K, some, Panel(y, s, some));
+      }
+    });
+  }
+
+  // The panel of the rows from y on, in the block of `some` steps from s on.
+  uint32_t* Panel(int64_t y, int64_t s, int64_t some) const {
+    return words_.data() + s * padded_ + y * some;
+  }
+
+ private:
+  static constexpr int64_t kGroup = RoundUp(kLanes, kRows);  // rows that PackSteps fills together
+  int64_t padded_;                                           // rows
+  SharedScratch<uint32_t> words_;
+};
+
 // Calls epilogue(tile) for every tile of C, whose rows are those of `a` and columns those of `b`.
 // One side is kept: packed whole, by all threads. The other is streamed: each task packs some rows
 // of it for itself and multiplies them with all that is kept. What the tile registers can read
@@ -375,19 +375,7 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
       RoundUp(CeilDiv(steps, CeilDiv(steps, kBlockSteps)), P::kUnit);
   const bool one_block = block_steps >= steps;  // a tile is finished at once: one will do
 
-  // kept_words: [block of steps][panel][...]
-  constexpr int64_t kGroup = CeilDiv(kLanes, kKept);  // panels that PackSteps fills together
-  const int64_t panels = RoundUp(CeilDiv(kept.rows, kKept), kGroup);
-  SharedScratch<uint32_t> kept_scratch(panels * kKept * steps);
-  uint32_t* kept_words = kept_scratch.data();
-  ParallelFor(threads, panels / kGroup, [&](int64_t group) {
-    const int64_t y = group * kGroup * kKept, count = Min(kGroup * kKept, kept.rows - y);
-    for (int64_t s = 0; s < steps; s += block_steps) {
-      int64_t some = Min(block_steps, steps - s);
-      kept.Pack(y, s * kPer, count, K, some, kept_words + s * panels * kKept + y * some);
-    }
-  });
-
+  const PackedSide<kPer, kKept> packed(threads, kept, K, steps, block_steps);
   ParallelFor(threads, CeilDiv(streamed.rows, streamed_block), [&](int64_t task) {
     [[maybe_unused]] typename P::Scope scope;
     const int64_t x0 = task * streamed_block, xs = Min(streamed_block, streamed.rows - x0);
@@ -406,14 +394,16 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
         uint32_t* block = words + (whole ? s * x_panels * kStreamed : 0);
         if (pack && in_place < xs)
           streamed.Pack(x0 + in_place, s * kPer, xs - in_place, K, some, block + in_place * some);
-        // next come the block behind this one or the first of the task this thread will get
-        const int64_t x_next = more ? x0 : x0 + streamed_block * threads.count();
+        // next come the block behind this one, the first one again, or the first of the task this
+        // thread will get
+        const bool same = more || (!whole && y0 + kKeptBlock < kept.rows);
+        const int64_t x_next = same ? x0 : x0 + streamed_block * threads.count();
         const int64_t k_next = more ? (s + some) * kPer : 0;
         Fetcher fetcher(streamed.m.From(x_next, k_next),
                         pack ? Min(streamed_block, streamed.rows - x_next) : 0,
                         Min(K - k_next, block_steps * kPer), x_panels * CeilDiv(ys, kKept));
         for (int64_t y = 0; y < ys; y += kKept) {
-          const uint32_t* kept_panel = kept_words + s * panels * kKept + (y0 + y) * some;
+          const uint32_t* kept_panel = packed.Panel(y0 + y, s, some);
           for (int64_t x = 0; x < xs; x += kStreamed) {
             const uint32_t* panel = block + x * some;
             const int64_t at = one_block ? 0 : y / kKept * x_panels + x / kStreamed;

@@ -1,6 +1,5 @@
 // Which instruction sets this machine has, and which of them the kernels use.
 #include <atomic>
-#include <cstring>
 #include <string>
 
 #include "cpu/kernels.h"

@@ -8,7 +8,8 @@
 // threads.
 #pragma once
 
-#include "cpu/gemm.h"
+#include "cpu/tasks.h"
+#include "cpu/vec.h"
 
 namespace llmc::LLMC_ISA {
 

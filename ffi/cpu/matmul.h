@@ -11,6 +11,7 @@
 #pragma once
 
 #include "cpu/few_rows.h"
+#include "cpu/gelu.h"
 
 namespace llmc::LLMC_ISA {
 
@@ -123,22 +124,6 @@ void MatmulBackward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T*
   Gemm<T>(threads, N, C, OC, Rows(dout, OC), Columns(weight, C), [&](const Tile& tile) {
     StreamTile(tile, C, {dinp}, [](int64_t, int64_t, Vec v, auto) { return Vecs<1>{v}; });
   });
-}
-
-// gelu(x) = x s, s = 1 / (1 + e^(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3): x/2 (1 + tanh u)
-constexpr float kGeluScale = 0.7978845608f, kGeluCubic = 0.044715f;
-
-template <typename T>
-Vec GeluSigmoid(Vec x) {
-  constexpr float kUnit = -2 * kGeluScale * Power<T>::kPerNat;
-  const Vec exponent = x * (kUnit * kGeluCubic * x * x + kUnit);
-  return Reciprocal<T>(1.f + Power<T>::Of(MinOf(exponent, Broadcast(80 * Power<T>::kPerNat))));
-}
-
-// gelu' = s + s (1 - s) x 2u', given s
-inline Vec GeluSlope(Vec x, Vec s) {
-  const Vec du = 6 * kGeluScale * kGeluCubic * x * x + 2 * kGeluScale;  // 2u'
-  return (s - s * s) * (x * du) + s;
 }
 
 // fch (N,H) = inp fcw^T + fcb, fch_gelu (N,H) = gelu(fch), out (N,C) = fch_gelu fcprojw^T + fcprojb
