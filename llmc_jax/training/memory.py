@@ -60,15 +60,16 @@ def step_memory(
     several = cfg.total_batch_size > cfg.batch_size * cfg.sequence_length * devices
     # two micro-batches are as many as any number, but for the tokens
     rows = cfg.batch_size * devices
-    batch = jax.ShapeDtypeStruct((1 + several, rows, cfg.sequence_length), jnp.int32)
+    batch = parallel.micro_batches_like((1 + several, rows, cfg.sequence_length), mesh)
     mapped = parallel.map_train_step(ops, model, dataclasses.replace(cfg, mapper="shard_map"), mesh)
     # Of micro-batches in a loop, XLA lays all that the rooms have room for in them; so they need
     # not be there for the sum to be right, and what is in a loop is planned by itself.
     rooms = [] if several else rooms_like(ops, model, cfg, platform, devices)
     arguments = (parallel.state_like(like, mesh, stage), rooms, batch, batch)
-    jaxpr = parallel.of_one_device(mapped.trace(*arguments))
+    structure = jax.tree.structure(arguments)
+    jaxpr = parallel.of_one_device(mapped.trace(*arguments), structure.num_leaves)
     # of one device, where those of the mesh are in parts
-    arguments = jax.tree.structure(arguments).unflatten(v.aval for v in jaxpr.invars)
+    arguments = structure.unflatten(v.aval for v in jaxpr.invars)
     state, rooms, *batches = arguments
     donated = range(len(jax.tree.leaves((state, rooms))))
     plan = liveness.plan(jaxpr, donated, cpu=platform == "cpu")

@@ -131,10 +131,12 @@ def compile_options(mesh: Mesh) -> dict[str, bool]:
     return {"xla_gpu_enable_latency_hiding_scheduler": True} if overlaps else {}
 
 
-def of_one_device(traced):
-    """The jaxpr that each device runs, of a traced `map_train_step`."""
+def of_one_device(traced, arguments: int):
+    """The jaxpr that each device runs, of a `map_train_step` traced with so many arrays."""
     (mapped,) = traced.jaxpr.jaxpr.eqns
-    jaxpr, constants = mapped.params["jaxpr"], len(traced.jaxpr.consts)
+    jaxpr = mapped.params["jaxpr"]
+    # before the arguments come constants, some of which JAX 0.11 lists nowhere
+    constants = len(jaxpr.invars) - arguments
     names = jaxpr.debug_info.with_unknown_names()
     return jaxpr.replace(
         constvars=jaxpr.invars[:constants], invars=jaxpr.invars[constants:], debug_info=names
