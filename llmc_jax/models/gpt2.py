@@ -304,7 +304,9 @@ def backward(
         with jax.named_scope(f"block{layer}"):
             p = fetch(params.block[layer], dresidual)
             a = restore(ops, p, acts.block[layer], dresidual)
-            dresidual, dp = block_backward(ops, p, a, dresidual, NH=cfg.NH)
+            # At once, or XLA:GPU leaves gradients of weights, and what they are made of, for last.
+            grads = block_backward(ops, p, a, dresidual, NH=cfg.NH)
+            dresidual, dp = lax.optimization_barrier(grads)
         dblock.insert(0, dp)
     dwte, dwpe = ops.encoder.backward((), dresidual, inputs, dwte_head, params.wpe)
     return Params(dwte, dwpe, tuple(dblock), dlnfw, dlnfb)
