@@ -83,14 +83,16 @@ LIBRARY = {"ffi": "cpu", "cuda": "cuda", "emulated": "emulated"}
 # What --ops=auto takes on a platform instead of jnp, where the library it needs is loaded.
 # A line needs a measured gain: benchmarks/results/cpu_ops.md.
 # The GPU's has not been measured: it holds the kernels that save most bytes by count (one pass
-# over the logits, packed qkv, one pass in layernorm's and GELU's backward), and that of encoder
-# because XLA adds to scattered rows by a loop of compare-and-swap in some versions (jax#38806).
+# over the logits, packed qkv, one pass in layernorm's and GELU's backward, no product in float32
+# in between), and that of encoder because XLA adds to scattered rows by a loop of compare-and-swap
+# in some versions (jax#38806).
 # Nor has the TPU's: it holds what keeps the (T, T) scores and the logits out of a small memory.
 DEFAULTS = {
     "cpu": {op: "ffi" for op, names in TABLE.items() if "ffi" in names},
     "gpu": dict.fromkeys(
         ("encoder", "layernorm", "residual_layernorm", "attention", "mlp", "classifier"), "cuda"
-    ),
+    )
+    | {"matmul": "rounded"},
     "tpu": {"attention": "pallas", "classifier": "chunked"},
 }
 

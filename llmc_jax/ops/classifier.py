@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from llmc_jax.ops.matmul import dot, rows
+from llmc_jax.ops.matmul import dot, input_gradient, rounded_dot, rows
 from llmc_jax.ops.op import Cost, Op, run_kernel, size
 
 
@@ -51,12 +51,12 @@ def forward(lnf, wte, targets, dlosses, *, V):
     return losses, Saved(dlogits.astype(lnf.dtype))
 
 
-def backward(saved, dout, lnf, wte, targets, dlosses, *, V):
+def backward(saved, dout, lnf, wte, targets, dlosses, *, V, product=dot):
     """dlnf = dlogits @ wte (B,T,C), dwte = dlogits.T @ lnf (Vp,C) in the accumulation dtype.
 
-    dout must be the dlosses that forward was given.
+    dout must be the dlosses that forward was given. product: what makes dlnf.
     """
-    dlnf = dot(saved.dlogits, wte.astype(lnf.dtype), (1, 0)).astype(lnf.dtype).reshape(lnf.shape)
+    dlnf = input_gradient(saved.dlogits, wte, product).reshape(lnf.shape)
     return dlnf, dot(saved.dlogits, rows(lnf), (0, 0))
 
 
@@ -95,9 +95,7 @@ def native_forward(lnf, wte, targets, dlosses, *, V):
 
 def rounded_logits(lnf, wte):
     """`logits` in the dtype of lnf, which is what the CUDA kernel reads once and writes once."""
-    over_channels = (((1,), (1,)), ((), ()))
-    wte = wte.astype(lnf.dtype)
-    return lax.dot_general(rows(lnf), wte, over_channels, preferred_element_type=lnf.dtype)
+    return rounded_dot(rows(lnf), wte.astype(lnf.dtype), (1, 1))
 
 
 def cuda_forward(lnf, wte, targets, dlosses, *, V):
@@ -171,6 +169,6 @@ IMPLEMENTATIONS = {
     "jnp": JNP,
     "ffi": Op(native_forward, saved_gradients, rounds_weights=True),
     "chunked": Op(partial(chunked_forward, forward, chunk=CHUNK), saved_gradients),
-    "cuda": Op(cuda_forward, backward),
+    "cuda": Op(cuda_forward, partial(backward, product=rounded_dot)),
     "cuda_chunked": Op(partial(chunked_forward, cuda_forward, chunk=CUDA_CHUNK), saved_gradients),
 }

@@ -16,8 +16,21 @@ def dot(a, b, contract: tuple[int, int]):
     Naming the result's dtype keeps bfloat16 products on the matrix units of CPU and GPU and
     their sums in float32.
     """
+    return _dot(a, b, contract, accumulation_dtype(a.dtype))
+
+
+def rounded_dot(a, b, contract: tuple[int, int]):
+    """The same in the dtype of a: for GPUs, whose library sums in float32 and rounds as it writes.
+
+    Of `dot` and a conversion XLA makes two passes there, with all of the product in float32 in
+    between. (On a CPU XLA would not take this to its matrix units.)
+    """
+    return _dot(a, b, contract, a.dtype)
+
+
+def _dot(a, b, contract, dtype):
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    return lax.dot_general(a, b, dimensions, preferred_element_type=accumulation_dtype(a.dtype))
+    return lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
 
 
 def rows(x):
@@ -40,17 +53,29 @@ def backward(saved, dout, inp, weight, bias):
     return input_gradient(dout, weight), weight_gradient(dout, inp), bias_gradient(dout)
 
 
-def input_gradient(dout, weight):
+def input_gradient(dout, weight, dot=dot):
     dinp = dot(rows(dout), weight.astype(dout.dtype), (1, 0)).astype(dout.dtype)
     return dinp.reshape(*dout.shape[:-1], -1)
 
 
-def weight_gradient(dout, inp):
+def weight_gradient(dout, inp, dot=dot):
     return dot(rows(dout), rows(inp), (0, 0)).astype(dout.dtype)
 
 
 def bias_gradient(dout):
     return jnp.sum(rows(dout).astype(accumulation_dtype(dout.dtype)), axis=0)
+
+
+def rounded_forward(inp, weight, bias):
+    """`forward` by rounded_dot; the bias is rounded too, for then XLA has the library add it."""
+    out = rounded_dot(rows(inp), weight.astype(inp.dtype), (1, 1)) + bias[None].astype(inp.dtype)
+    return out.reshape(*inp.shape[:-1], -1), ()
+
+
+def rounded_backward(saved, dout, inp, weight, bias):
+    """`backward` by rounded_dot."""
+    dinp = input_gradient(dout, weight, rounded_dot)
+    return dinp, weight_gradient(dout, inp, rounded_dot), bias_gradient(dout)
 
 
 def native_backward_in_factors(saved, dout, inp, weight, bias):
@@ -79,4 +104,5 @@ NATIVE = native("matmul", like=JNP, rounds_weights=True)
 IMPLEMENTATIONS = {
     "jnp": JNP,
     "ffi": NATIVE._replace(backward_in_factors=native_backward_in_factors),
+    "rounded": Op(rounded_forward, rounded_backward),
 }

@@ -5,6 +5,7 @@ at hand, forward and backward.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -26,14 +27,14 @@ class Saved(NamedTuple):
     fch_gelu: Array | None  # (B, T, 4C)
 
 
-def forward(inp, fcw, fcb, fcprojw, fcprojb):
+def forward(inp, fcw, fcb, fcprojw, fcprojb, linear=matmul.forward):
     """out = gelu(inp @ fcw.T + fcb) @ fcprojw.T + fcprojb.
 
     inp, out (B,T,C), fcw (4C,C), fcb (4C,), fcprojw (C,4C), fcprojb (C,).
     """
-    fch, _ = matmul.forward(inp, fcw, fcb)
+    fch, _ = linear(inp, fcw, fcb)
     fch_gelu, _ = gelu.forward(fch)
-    out, _ = matmul.forward(fch_gelu, fcprojw, fcprojb)
+    out, _ = linear(fch_gelu, fcprojw, fcprojb)
     return out, Saved(fch, fch_gelu)
 
 
@@ -92,15 +93,16 @@ def _native_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb, *, in_factors
 
 def cuda_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
     """`backward` with a kernel for the GELU, which makes dfcb and, where it is gone, fch_gelu."""
+    input_gradient = partial(matmul.input_gradient, dot=matmul.rounded_dot)
+    weight_gradient = partial(matmul.weight_gradient, dot=matmul.rounded_dot)
     fch, fch_gelu = saved
     if fch is None:
-        fch, _ = matmul.forward(inp, fcw, after(fcb, dout))
-    dfch_gelu = matmul.input_gradient(dout, fcprojw)
+        fch, _ = matmul.rounded_forward(inp, fcw, after(fcb, dout))
+    dfch_gelu = input_gradient(dout, fcprojw)
     dfch, dfcb, again = gelu.cuda_backward(dfch_gelu, fch, again=fch_gelu is None)
     fch_gelu = again if fch_gelu is None else fch_gelu
-    dfcprojw, dfcprojb = matmul.weight_gradient(dout, fch_gelu), matmul.bias_gradient(dout)
-    dinp, dfcw = matmul.input_gradient(dfch, fcw), matmul.weight_gradient(dfch, inp)
-    return dinp, dfcw, dfcb, dfcprojw, dfcprojb
+    dfcprojw, dfcprojb = weight_gradient(dout, fch_gelu), matmul.bias_gradient(dout)
+    return input_gradient(dfch, fcw), weight_gradient(dfch, inp), dfcb, dfcprojw, dfcprojb
 
 
 def cost(inp, fcw, fcb, fcprojw, fcprojb) -> tuple[Cost, Cost]:
@@ -120,5 +122,5 @@ IMPLEMENTATIONS = {
         rounds_weights=True,
         backward_in_factors=native_backward_in_factors,
     ),
-    "cuda": Op(forward, cuda_backward),
+    "cuda": Op(partial(forward, linear=matmul.rounded_forward), cuda_backward),
 }
