@@ -5,8 +5,7 @@ Loss, perplexity and bits per byte of text; HellaSwag and MMLU as llm.c's script
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -22,8 +21,7 @@ from llmc_jax.evaluation.questions import read_questions
 from llmc_jax.evaluation.scorer import make_scorer
 from llmc_jax.files import new_file
 from llmc_jax.trained import Trained, TrainedConfig, open_trained
-from llmc_jax.training import parallel
-from llmc_jax.training.memory import is_out_of_memory
+from llmc_jax.training import memory, parallel
 
 FETCH = dict(hellaswag=fetch_hellaswag, mmlu=fetch_mmlu)
 TASKS = ("loss", *FETCH)
@@ -88,7 +86,7 @@ def main(cfg: EvaluateConfig) -> None:
     )
     results = {}
     for name, evaluate in tasks.items():
-        with enough_memory(cfg.batch_size):
+        with memory.enough(partial(too_large, cfg.batch_size)):
             results[name] = evaluate(score)
         print("\n".join(lines(name, results[name])), flush=True)
     if cfg.output:
@@ -97,17 +95,11 @@ def main(cfg: EvaluateConfig) -> None:
             file.write(json.dumps(what | dict(tasks=results)).encode() + b"\n")
 
 
-@contextmanager
-def enough_memory(batch_size: int) -> Iterator[None]:
-    """Raises RunStopped where memory does not do for what is done inside."""
-    try:
-        yield
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise RunStopped(
-            f"memory is not enough for --batch_size={batch_size}; lower it, or --sequence_length."
-        ) from error
+def too_large(batch_size: int) -> RunStopped:
+    """What is said where memory does not do for a batch."""
+    return RunStopped(
+        f"memory is not enough for --batch_size={batch_size}; lower it, or --sequence_length."
+    )
 
 
 def check(cfg: EvaluateConfig) -> None:

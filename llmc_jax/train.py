@@ -48,8 +48,12 @@ def main(cfg: TrainConfig) -> None:
         setup, place = enter_place(set_up(cfg), stack)
         print_banner(setup)
         startup.part("files")
-        saved = partial(what_is_saved, place.checkpoints)
-        with memory.enough(setup.ops, setup.model, setup.cfg, saved):
+
+        def does_not_fit() -> RunStopped:
+            saved = what_is_saved(place.checkpoints)
+            return memory.out_of_memory(setup.ops, setup.model, setup.cfg, saved)
+
+        with memory.enough(does_not_fit):
             ended = train(setup, place, alive, startup)
         if place.run and ended and processes.first():
             report_files(place.run, place.checkpoints)

@@ -159,3 +159,14 @@ def test_a_run_out_of_memory_ends_with_the_table(tmp_path, monkeypatch, at):
     monkeypatch.setattr(train, "compile_update", lambda *_: fail("INTERNAL: something else"))
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         train.main(dataclasses.replace(run, output_dir="", checkpoint_every=0))
+
+
+def test_want_of_memory_of_the_host_is_the_same_to_a_run(tmp_path, monkeypatch):
+    """NumPy's error, and not XLA's."""
+
+    def fail(*_):
+        raise MemoryError("Unable to allocate 7 bytes")
+
+    monkeypatch.setattr(train, "compile_update", fail)
+    with pytest.raises(RunStopped, match="is not enough for this step; nothing is saved"):
+        train.main(tiny.config(**tiny.write_data(tmp_path)))

@@ -9,7 +9,7 @@ import math
 import os
 import resource
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -176,21 +176,14 @@ def refuse_too_large(
 
 
 @contextmanager
-def enough(ops: Ops, model: ModelConfig, cfg: TrainConfig, saved: Callable[[], str]):
-    """Raises RunStopped, which says what would fit, where memory does not do for what is done
-    inside. saved: what is left of the run, as the end of a sentence."""
+def enough(told: Callable[[], RunStopped]) -> Iterator[None]:
+    """Raises what `told` gives where XLA or NumPy fails inside for want of memory."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if not is_out_of_memory(error):
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise out_of_memory(ops, model, cfg, saved()) from error
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether XLA, or NumPy, failed for want of memory."""
-    of_xla = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-    return of_xla or isinstance(error, MemoryError)
+        raise told() from error
 
 
 def out_of_memory(ops: Ops, model: ModelConfig, cfg: TrainConfig, saved: str) -> RunStopped:
