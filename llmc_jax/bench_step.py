@@ -47,7 +47,7 @@ def prepare_step(task: Task, chosen: ops.Ops, mesh):
 def select_ops(spec: str, model: ModelConfig) -> ops.Ops:
     """The ops of --programs=spec for a model. Raises BadInput where it names none."""
     try:
-        return ops.select(spec, jax.default_backend(), model.C // model.NH)[0]
+        return ops.select(spec, jax.default_backend(), model.HS)[0]
     except BadInput as error:
         raise BadInput(
             f"--programs={spec} is neither pytorch nor autodiff, and as --ops it does not work: "

@@ -39,6 +39,11 @@ class ModelConfig:
     Vp: int = 50304  # vocabulary padded to a multiple of 128: rows of wte
 
     @property
+    def HS(self) -> int:
+        """Channels of a head."""
+        return self.C // self.NH
+
+    @property
     def num_parameters(self) -> int:
         """Number of parameters, the padded rows of wte included."""
         return (self.Vp + self.maxT + 2) * self.C + self.L * (12 * self.C**2 + 13 * self.C)

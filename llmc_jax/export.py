@@ -172,7 +172,7 @@ def verify(cfg: ExportConfig, source: Source) -> None:
     written = {"hf": f"hf:{cfg.output}"}.get(cfg.format, cfg.output)
     result = read_source(dataclasses.replace(cfg, source=written, step=-1))
     model = source.model
-    chosen, _ = ops.select("auto", jax.default_backend(), model.C // model.NH)
+    chosen, _ = ops.select("auto", jax.default_backend(), model.HS)
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, model.V, (1, min(64, model.maxT))).astype(np.int32)
 

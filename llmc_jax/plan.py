@@ -74,7 +74,7 @@ def main(cfg: PlanConfig) -> None:
     limit = memory_limit(cfg, device)
     cfg = with_total(cfg)
     here = not cfg.device
-    chosen, names = ops.select(cfg.ops, platform, model.C // model.NH, here=here)
+    chosen, names = ops.select(cfg.ops, platform, model.HS, here=here)
     told = device.name if device else jax.devices()[0].device_kind
     print(
         f"model    {cfg.model}: {model.num_parameters:,} parameters\n"

@@ -57,7 +57,7 @@ def set_up(cfg: TrainConfig) -> Setup:
         ffi.select_isa(cfg.cpu_isa)
         cache = compilation_cache.enable(cfg.compilation_cache, names=bool(cfg.profile_steps))
         mesh = parallel.make_mesh()
-        chosen, names = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)
+        chosen, names = ops.select(cfg.ops, jax.default_backend(), model.HS)
         data = open_data(cfg, model, mesh.size)
         cfg = resolve(cfg, *data, mesh.size)
         hellaswag = open_hellaswag(cfg, model, chosen, mesh)

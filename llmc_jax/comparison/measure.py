@@ -28,7 +28,7 @@ def measure(task: Task, *, steps: int) -> dict:
     ffi.select_isa(task.cpu_isa)
     platform, mesh = jax.default_backend(), parallel.make_mesh()
     model = task.model
-    chosen, names = ops.select(task.ops, platform, model.C // model.NH)
+    chosen, names = ops.select(task.ops, platform, model.HS)
     if task.B % mesh.size:
         raise BadInput(f"--B={task.B} cannot be split over {mesh.size} devices; use a multiple.")
     step, compiled, compile_s = prepare_step(task, chosen, mesh)

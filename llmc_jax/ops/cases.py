@@ -132,7 +132,7 @@ def uses(model: ModelConfig, B: int, T: int) -> dict[str, Use]:
         "residual_layernorm": Use("residual_layernorm", residual_layernorm(B, T, C), 2 * L, 2 * L),
         "matmul qkv": Use("matmul", matmul(B, T, C, 3 * C), L, L),
         "matmul attproj": Use("matmul", matmul(B, T, C, C), L, L),
-        "attention": Use("attention", attention(B, T, model.NH, C // model.NH), L, L),
+        "attention": Use("attention", attention(B, T, model.NH, model.HS), L, L),
         "mlp": Use("mlp", mlp(B, T, C), L, L),
         "classifier": Use("classifier", classifier(B, T, C, model.V, model.Vp), 1, 1),
     }
