@@ -13,15 +13,15 @@ from pathlib import Path
 
 import jax
 
-from llmc_jax import ffi, ops, program
+from llmc_jax import ffi, program
 from llmc_jax.config import BadInput, RunStopped, option
 from llmc_jax.evaluation import multiple_choice, text
 from llmc_jax.evaluation.fetch import fetch_hellaswag, fetch_mmlu
 from llmc_jax.evaluation.questions import read_questions
 from llmc_jax.evaluation.scorer import make_scorer
 from llmc_jax.files import new_file
-from llmc_jax.trained import Trained, TrainedConfig, open_trained
-from llmc_jax.training import memory, parallel
+from llmc_jax.trained import Trained, TrainedConfig, open_by_flags
+from llmc_jax.training import memory
 
 FETCH = dict(hellaswag=fetch_hellaswag, mmlu=fetch_mmlu)
 TASKS = ("loss", *FETCH)
@@ -66,14 +66,8 @@ class EvaluateConfig(TrainedConfig):
 def main(cfg: EvaluateConfig) -> None:
     """Read all that is asked for, then evaluate it, print it, and write it."""
     check(cfg)
-    parallel.select_devices(cfg.devices)
-    ffi.select_isa(cfg.cpu_isa)
-    mesh = parallel.make_mesh()
-    trained = open_trained(mesh, run=cfg.run, model=cfg.model, step=cfg.step)
-    T = trained.context(cfg.sequence_length)
-    dtype = trained.dtype if cfg.dtype == "auto" else cfg.dtype
+    trained, mesh, chosen, T, dtype = open_by_flags(cfg)
     model = trained.model
-    chosen, _ = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)
     rows = min(cfg.batch_size, text.ROWS_AT_A_TIME)  # more are never there at once
     score = make_scorer(chosen, model, dtype, mesh, batch_size=rows, progress=True)
     tasks = {name: open_task(name, cfg, trained, T) for name in task_names(cfg)}

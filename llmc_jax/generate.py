@@ -10,14 +10,13 @@ from pathlib import Path
 
 import jax
 
-from llmc_jax import ffi, ops, program
+from llmc_jax import program
 from llmc_jax.config import BadInput, option
 from llmc_jax.data.tokenizer import EOT, token_bytes, tokenizer
 from llmc_jax.generation.draw import Choice
 from llmc_jax.generation.sampler import SEED, make_generator
 from llmc_jax.models import gpt2
-from llmc_jax.trained import Trained, TrainedConfig, open_trained
-from llmc_jax.training import parallel
+from llmc_jax.trained import Opened, TrainedConfig, open_by_flags
 
 USUAL = Choice()
 
@@ -67,12 +66,9 @@ class Text:
 def main(cfg: GenerateConfig) -> None:
     """Print each prompt and its continuation; a single one as it grows."""
     prompts = read_prompts(cfg)
-    parallel.select_devices(cfg.devices)
-    ffi.select_isa(cfg.cpu_isa)
-    trained = open_trained(parallel.make_mesh(), run=cfg.run, model=cfg.model, step=cfg.step)
-    T = trained.context(cfg.sequence_length)
-    generate = open_generator(cfg, trained, T)
-    encode = partial(encode_prompt, cfg, trained.model.V, T)
+    opened = open_by_flags(cfg)
+    generate = open_generator(cfg, opened)
+    encode = partial(encode_prompt, cfg, opened.trained.model.V, opened.T)
     if cfg.interactive:
         return converse(generate, encode, cfg.seed)
     encoded = [(prompt, encode(prompt)) for prompt in prompts]  # all, before the first is continued
@@ -109,9 +105,9 @@ def read_prompts(cfg: GenerateConfig) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def open_generator(cfg: GenerateConfig, trained: Trained, T: int) -> Callable:
+def open_generator(cfg: GenerateConfig, opened: Opened) -> Callable:
     """A function of prompts and their seeds: the next token of each, again and again."""
-    model, params = trained.model, trained.params
+    model = opened.trained.model
     if model.V <= EOT:
         flag = f"--model={cfg.model}" if cfg.model else f"--run={cfg.run}"
         raise BadInput(
@@ -120,10 +116,9 @@ def open_generator(cfg: GenerateConfig, trained: Trained, T: int) -> Callable:
         )
     if cfg.top_k > model.V:
         raise BadInput(f"--top_k={cfg.top_k} must be from 0 to {model.V}.")
-    chosen, _ = ops.select(cfg.ops, jax.default_backend(), model.C // model.NH)
-    dtype = trained.dtype if cfg.dtype == "auto" else cfg.dtype
-    generate = make_generator(chosen, model, dtype, T)
-    params = jax.jit(gpt2.cast, static_argnames="dtype")(params, dtype)  # once for all prompts
+    generate = make_generator(opened.ops, model, opened.dtype, opened.T)
+    cast = jax.jit(gpt2.cast, static_argnames="dtype")
+    params = cast(opened.trained.params, opened.dtype)  # once for all prompts
     options = dict(choice=Choice(cfg.temperature, cfg.top_k, cfg.top_p), end=EOT, slide=cfg.slide)
 
     def of_prompts(prompts: list[list[int]], seeds: list[int]) -> Iterator[list[int | None]]:

@@ -5,13 +5,10 @@ python -m llmc_jax.lm_eval --model_args run=runs/books --tasks hellaswag --batch
 
 import sys
 
-import jax
-
-from llmc_jax import ops, program, screen
+from llmc_jax import program, screen
 from llmc_jax.config import BadInput
 from llmc_jax.evaluation.harness import Harness
-from llmc_jax.trained import open_trained
-from llmc_jax.training import parallel
+from llmc_jax.trained import TrainedConfig, open_by_flags
 
 NAME = "llmc_jax"  # of --model
 DTYPES = ("auto", "float32", "bfloat16")
@@ -23,18 +20,12 @@ def open_harness(
 ) -> Harness:
     """The model that --model_args name, as evaluate's flags do. Raises BadInput."""
     _check(step=step, sequence_length=sequence_length, dtype=dtype, batch_size=batch_size)
-    mesh = parallel.make_mesh()
-    trained = open_trained(mesh, run=str(run), model=str(model), step=step)
-    longest = trained.model.maxT
-    T = trained.T if sequence_length == -1 else sequence_length
-    if not 2 <= T <= longest:
-        raise BadInput(f"--model_args sequence_length={T} must be from 2 to {longest}.")
-    chosen, _ = ops.select(
-        str(ops_spec), jax.default_backend(), trained.model.C // trained.model.NH
-    )
+    cfg = TrainedConfig(
+        run=str(run), model=str(model), step=step, sequence_length=sequence_length, dtype=dtype,
+        ops=str(ops_spec),
+    )  # fmt: skip
     number = int(batch_size) if str(batch_size).isdecimal() else BATCH_SIZE
-    dtype = trained.dtype if dtype == "auto" else dtype
-    return Harness(trained, chosen, mesh, T=T, dtype=dtype, batch_size=number)
+    return Harness(open_by_flags(cfg, shortest=2), batch_size=number)
 
 
 def _check(*, step, sequence_length, dtype, batch_size) -> None:

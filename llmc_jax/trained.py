@@ -1,4 +1,4 @@
-"""A model with weights, from a run's checkpoint or a file: what generate and evaluate work on."""
+"""A model with weights, from a run's checkpoint or a file: what generate and evaluate work with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,11 +8,14 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from llmc_jax import ffi, ops
 from llmc_jax.config import BadInput, ModelConfig, is_descriptor, option
 from llmc_jax.interop.source import open_model
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
+from llmc_jax.ops import Ops
 from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.run_dir import RunDir
@@ -62,12 +65,33 @@ class Trained(NamedTuple):
         """The longest sequence it was trained on, as far as that is known."""
         return self.options.get("sequence_length", self.model.maxT)
 
-    def context(self, sequence_length: int) -> int:
-        """The T of --sequence_length (-1: self.T). Raises BadInput where it is out of range."""
-        T = self.T if sequence_length == -1 else sequence_length
-        if not 1 <= T <= self.model.maxT:
-            raise BadInput(f"--sequence_length={T} must be from 1 to {self.model.maxT}.")
-        return T
+
+class Opened(NamedTuple):
+    """A model, and what it is computed with: all that the options of TrainedConfig say."""
+
+    trained: Trained
+    mesh: Mesh
+    ops: Ops
+    T: int  # tokens of context at most
+    dtype: str  # of activations and matrix products
+
+
+def open_by_flags(cfg: TrainedConfig, *, shortest: int = 1) -> Opened:
+    """Take the devices and the instruction set that `cfg` names, and open its model.
+
+    shortest: the least --sequence_length. Raises BadInput for what there is not.
+    """
+    parallel.select_devices(cfg.devices)
+    ffi.select_isa(cfg.cpu_isa)
+    mesh = parallel.make_mesh()
+    trained = open_trained(mesh, run=cfg.run, model=cfg.model, step=cfg.step)
+    T = trained.T if cfg.sequence_length == -1 else cfg.sequence_length
+    longest = trained.model.maxT
+    if not shortest <= T <= longest:
+        raise BadInput(f"--sequence_length={T} must be from {shortest} to {longest}.")
+    chosen, _ = ops.select(cfg.ops, jax.default_backend(), trained.model.HS)
+    dtype = trained.dtype if cfg.dtype == "auto" else cfg.dtype
+    return Opened(trained, mesh, chosen, T, dtype)
 
 
 def open_trained(mesh, *, run: str, model: str, step: int = -1) -> Trained:

@@ -60,7 +60,7 @@ def test_the_loss_of_a_whole_split(folder, capsys):
     assert f"loss      {loss['loss']:.6f}, perplexity" in capsys.readouterr().out
 
     chosen, _ = ops.select("jnp", "cpu")
-    trained = evaluate.open_trained(evaluate.parallel.make_mesh(), run=f"{folder}/run", model="")
+    trained = evaluate.open_by_flags(EvaluateConfig(run=f"{folder}/run")).trained
     tokens = np.asarray(read_shard(folder / "val.bin"), np.int32)
     forward = jax.jit(partial(gpt2.forward, chosen, cfg=tiny.MODEL))
     losses = []

@@ -11,8 +11,7 @@ from llmc_jax.config import BadInput
 from llmc_jax.data.tokenizer import EOT, token_bytes, tokenizer
 from llmc_jax.evaluation.scorer import Row, make_scorer
 from llmc_jax.generation.sampler import make_sampler
-from llmc_jax.ops import Ops
-from llmc_jax.trained import Trained
+from llmc_jax.trained import Opened
 
 NEW_TOKENS = 256  # where a task does not say how many
 KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
@@ -21,8 +20,9 @@ KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
 class Harness:
     """A model that answers the three kinds of requests."""
 
-    def __init__(self, trained: Trained, ops: Ops, mesh, *, T: int, dtype: str, batch_size: int):
-        """T: tokens of input at most. dtype: of the activations. batch_size: on each device."""
+    def __init__(self, opened: Opened, *, batch_size: int):
+        """batch_size: rows on each device."""
+        trained, mesh, ops, T, dtype = opened
         self._params, self._T, self._V = trained.params, T, trained.model.V
         sizes = dict(batch_size=batch_size, likeliest=True, progress=True)
         self._score = make_scorer(ops, trained.model, dtype, mesh, **sizes)

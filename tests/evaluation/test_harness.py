@@ -16,7 +16,7 @@ from llmc_jax.evaluation import harness as harness_module
 from llmc_jax.evaluation.harness import Harness, encode_pair
 from llmc_jax.interop import llmc
 from llmc_jax.models import gpt2
-from llmc_jax.trained import Trained
+from llmc_jax.trained import Opened, Trained
 from llmc_jax.training import parallel
 
 MODEL = ModelConfig(L=1, NH=2, C=32, maxT=16)
@@ -40,7 +40,7 @@ def harness(params):
     chosen, _ = ops.select("auto", "cpu")
     mesh = parallel.make_mesh()
     trained = Trained(MODEL, parallel.replicate(params, mesh), "float32")
-    return Harness(trained, chosen, mesh, T=16, dtype="float32", batch_size=4)
+    return Harness(Opened(trained, mesh, chosen, 16, "float32"), batch_size=4)
 
 
 def log_probabilities(params, tokens):
