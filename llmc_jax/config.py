@@ -66,6 +66,9 @@ def _gpt3(C: int, L: int, head_size: int) -> ModelConfig:
     return ModelConfig(L=L, NH=C // head_size, C=C, maxT=2048)
 
 
+# Values of --cpu_isa.
+CPU_ISAS = ("auto", "amx", "avx512", "avx2", "portable")
+
 # Descriptors of llm.c (train_gpt2.cu, gpt2_set_hyperparameters and gpt3_set_hyperparameters).
 # Its gpt3:c5140 is left out: 5140 channels do not divide into heads of 128.
 MODELS = {
@@ -226,7 +229,7 @@ class TrainConfig:
     cpu_isa: str = option(
         "auto",
         "instruction set of the C++ kernels: the best one this machine has, or one by name",
-        choices=("auto", "amx", "avx512", "avx2", "portable"),
+        choices=CPU_ISAS,
         may_change=True,
     )
     # on which devices, and what each of them holds

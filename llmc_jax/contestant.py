@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmc_jax.config import BadInput, ModelConfig, option
+from llmc_jax.config import CPU_ISAS, BadInput, ModelConfig, option
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ class TaskConfig:
     dtype: str = option(
         "float32", "type of activations and matrix products", choices=("float32", "bfloat16")
     )
-    cpu_isa: str = option("auto", "instruction set of our C++ kernels (train's --cpu_isa)")
+    cpu_isa: str = option(
+        "auto", "instruction set of our C++ kernels (train's --cpu_isa)", choices=CPU_ISAS
+    )
     recompute: int = option(
         0, "what our backward computes again (train's --recompute)", choices=(0, 1, 2, 3)
     )

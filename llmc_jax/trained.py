@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llmc_jax import ffi, ops
-from llmc_jax.config import BadInput, ModelConfig, is_descriptor, option
+from llmc_jax.config import CPU_ISAS, BadInput, ModelConfig, is_descriptor, option
 from llmc_jax.interop.source import open_model
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
@@ -45,9 +45,7 @@ class TrainedConfig:
     devices: str = option("", "cpu:N: N virtual devices on this machine's CPU, as in training")
     ops: str = option("auto", "implementation of the ops, as in training")
     cpu_isa: str = option(
-        "auto",
-        "instruction set of the C++ kernels, as in training",
-        choices=("auto", "amx", "avx512", "avx2", "portable"),
+        "auto", "instruction set of the C++ kernels, as in training", choices=CPU_ISAS
     )
 
 
