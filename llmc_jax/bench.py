@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmc_jax import contestant, program
-from llmc_jax.config import BadInput, model_config, option
+from llmc_jax.config import BadInput, option
 from llmc_jax.contestant import Contestant, Task, TaskConfig
 from llmc_jax.files import new_file
 from llmc_jax.machine import describe
@@ -49,8 +49,9 @@ def main(cfg: BenchConfig) -> int:
     """
     names = [name for name in cfg.programs.split(",") if name]
     check(cfg, names)
+    entries = [(name, command(name), cfg.task(spec(name))) for name in names]
     versions = describe(*(NEEDS[name][0] for name in dict.fromkeys(names) if name in NEEDS))
-    results = race([(name, command(name), task(cfg, name)) for name in names], cfg)
+    results = race(entries, cfg)
     called = shlex.join(["python", "-m", "llmc_jax.bench", *sys.argv[1:]])
     report = f"`{called}`: {versions}\n\n{caption(cfg)}\n\n{table(results, cfg)}\n"
     print(report)
@@ -61,11 +62,6 @@ def main(cfg: BenchConfig) -> int:
 
 def check(cfg: BenchConfig, names: list[str]) -> None:
     """Raises BadInput for what can be told before anything is started."""
-    model = model_config(cfg.model)
-    if model.maxT < cfg.T:
-        raise BadInput(
-            f"--T={cfg.T} is longer than --model={cfg.model} can take; use at most {model.maxT}."
-        )
     if not names:
         raise BadInput("--programs names no program; write for instance auto,jnp,pytorch.")
     for name in NEEDS.keys() & set(names):
@@ -93,17 +89,9 @@ def command(name: str) -> list[str]:
     return [sys.executable, "-m", "llmc_jax.bench_step"]
 
 
-def task(cfg: BenchConfig, name: str) -> Task:
-    """What the contestant `name` is given to do."""
-    return Task(
-        model=model_config(cfg.model),
-        B=cfg.B,
-        T=cfg.T,
-        dtype=cfg.dtype,
-        ops=name.replace("+", ","),
-        recompute=cfg.recompute,
-        cpu_isa=cfg.cpu_isa,
-    )
+def spec(name: str) -> str:
+    """The --ops of the contestant `name`."""
+    return name.replace("+", ",")
 
 
 def race(entries: list[tuple[str, list[str], Task]], cfg: BenchConfig) -> list[Contestant]:
@@ -157,7 +145,7 @@ def table(contestants: list[Contestant], cfg: BenchConfig) -> str:
 
 def title(name: str) -> str:
     """What the table calls the program `name`."""
-    return name if name in NEEDS else f"llmc_jax --ops={name.replace('+', ',')}"
+    return name if name in NEEDS else f"llmc_jax --ops={spec(name)}"
 
 
 def numbers(one: Contestant, first: Contestant, cfg: BenchConfig) -> list[str]:

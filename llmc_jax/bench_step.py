@@ -17,15 +17,18 @@ def prepare(task: Task):
     """A function that makes one step and returns its loss."""
     ffi.select_isa(task.cpu_isa)
     chosen, mesh = select_ops(task.ops, task.model), parallel.make_mesh()
-    if task.B % mesh.size:
-        raise BadInput(
-            f"--B={task.B} sequences cannot be split over {mesh.size} devices; use a multiple."
-        )
     return prepare_step(task, chosen, mesh)[0]
 
 
 def prepare_step(task: Task, chosen: ops.Ops, mesh):
-    """(step, its compiled program, seconds that took); step() makes one and gives its loss."""
+    """(step, its compiled program, seconds that took); step() makes one and gives its loss.
+
+    Raises BadInput where the devices cannot share the sequences.
+    """
+    if task.B % mesh.size:
+        raise BadInput(
+            f"--B={task.B} sequences cannot be split over {mesh.size} devices; use a multiple."
+        )
     cfg = train_config(task)
     batch = parallel.split(tuple(x[None] for x in task.batch()), mesh, parallel.MICRO_BATCHES)
     state = parallel.replicate(init_state(initialize(task.model, task.seed)), mesh)

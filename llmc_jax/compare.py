@@ -12,8 +12,8 @@ from pathlib import Path
 from llmc_jax import program
 from llmc_jax.comparison import charts, page, record, table
 from llmc_jax.comparison.measure import measure
-from llmc_jax.config import BadInput, model_config, option
-from llmc_jax.contestant import Task, TaskConfig
+from llmc_jax.config import BadInput, option
+from llmc_jax.contestant import TaskConfig
 from llmc_jax.files import new_file
 
 
@@ -39,7 +39,8 @@ class CompareConfig(TaskConfig):
 def main(cfg: CompareConfig) -> None:
     """Measure, append, show."""
     first = Path(next(filter(None, cfg.results.split(",")), ""))
-    task = check(cfg, first)
+    task = cfg.task(cfg.ops)
+    check(cfg, first)
     if cfg.measure:
         made = measure(task, steps=cfg.steps)
         made |= dict(model_name=cfg.model, ops_asked=cfg.ops)
@@ -57,13 +58,8 @@ def main(cfg: CompareConfig) -> None:
     show(records, skipped, cfg.output or beside)
 
 
-def check(cfg: CompareConfig, first: Path) -> Task:
-    """What is to be measured. Raises BadInput for what can be told before."""
-    model = model_config(cfg.model)
-    if model.maxT < cfg.T:
-        raise BadInput(
-            f"--T={cfg.T} is longer than --model={cfg.model} can take; use at most {model.maxT}."
-        )
+def check(cfg: CompareConfig, first: Path) -> None:
+    """Raises BadInput for what can be told before anything is measured."""
     if cfg.measure and glob.has_magic(str(first)):
         raise BadInput(
             f"--results={cfg.results}: what is measured is appended to the first file, so that "
@@ -75,10 +71,6 @@ def check(cfg: CompareConfig, first: Path) -> Task:
     for flag, path in written.items():
         if path and not Path(path).absolute().parent.is_dir():
             raise BadInput(f"--{flag}={path} is in no directory that exists; make it first.")
-    return Task(
-        model=model, B=cfg.B, T=cfg.T, dtype=cfg.dtype, ops=cfg.ops, recompute=cfg.recompute,
-        cpu_isa=cfg.cpu_isa,
-    )  # fmt: skip
 
 
 def files(patterns: str) -> list[Path]:

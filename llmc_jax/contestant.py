@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmc_jax.config import CPU_ISAS, BadInput, ModelConfig, option
+from llmc_jax.config import CPU_ISAS, BadInput, ModelConfig, model_config, option
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,17 @@ class TaskConfig:
     recompute: int = option(
         0, "what our backward computes again (train's --recompute)", choices=(0, 1, 2, 3)
     )
+
+    def task(self, ops: str) -> Task:
+        """What these options say, with these --ops. Raises BadInput where no model can do it."""
+        model = model_config(self.model)
+        if model.maxT < self.T:
+            raise BadInput(
+                f"--T={self.T} is longer than --model={self.model} can take; use at most "
+                f"{model.maxT}."
+            )
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(TaskConfig)}
+        return Task(**(options | dict(model=model, ops=ops)))
 
 
 def serve(prepare: Callable[[Task], Callable[[], float]]) -> None:

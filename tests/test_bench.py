@@ -46,7 +46,7 @@ def race(tmp_path, **scripts):
     for name, (prepare, step) in scripts.items():
         path = tmp_path / f"{name}.py"
         path.write_text(FAKE.format(prepare=prepare, step=step))
-        entries.append((name, [sys.executable, str(path)], bench.task(CFG, name)))
+        entries.append((name, [sys.executable, str(path)], CFG.task(name)))
     return bench.race(entries, CFG)
 
 
@@ -105,7 +105,7 @@ def test_table_leaves_out_warm_up_and_compares_with_the_first():
 
 
 def test_a_task_survives_the_command_line():
-    task = bench.task(CFG, "jnp+attention=ffi")
+    task = CFG.task(bench.spec("jnp+attention=ffi"))
     assert task.ops == "jnp,attention=ffi" and task.model == MODEL
     assert Task.from_json(task.to_json()) == task
 
