@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmc_jax import program
-from llmc_jax.config import BadInput, option
+from llmc_jax.config import BadInput, not_saved, option
 from llmc_jax.lock import locked
 from llmc_jax.training.checkpoint import RUN, STEP_DIGITS, Checkpointer
-from llmc_jax.training.run_dir import RunDir
+from llmc_jax.training.run_dir import find_checkpoints
 
 COMMANDS = ("ls", "verify", "rm")
 
@@ -36,14 +36,11 @@ def main(command: str, cfg: CheckpointConfig) -> int:
     """Do what `command` says; exit status 1 where verify finds a checkpoint that is not whole."""
     if not cfg.run:
         raise BadInput("--run is needed: the --output_dir of a training run.")
-    folder = RunDir(Path(cfg.run)).checkpoints
-    if not folder.is_dir():
-        what = "has no checkpoints" if Path(cfg.run).is_dir() else "is no directory"
-        raise BadInput(f"--run={cfg.run} {what}; name the --output_dir of a training run.")
+    folder = find_checkpoints(cfg.run)
     checkpoints = Checkpointer(folder)
     steps = checkpoints.all_steps()
     if cfg.step != -1 and cfg.step not in steps:
-        raise BadInput(f"--step={cfg.step} was not saved; {cfg.run} has {_numbers(steps)}.")
+        raise not_saved("step", cfg.step, cfg.run, steps)
     if command == "rm":
         with locked(Path(cfg.run), "run"):
             return remove(checkpoints, folder, cfg)
@@ -107,10 +104,6 @@ def _size(path: Path) -> int:
 
 def _set_aside(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("?" * STEP_DIGITS + ".*") if path.is_dir())
-
-
-def _numbers(steps: list[int]) -> str:
-    return ", ".join(map(str, steps)) or "none"
 
 
 if __name__ == "__main__":

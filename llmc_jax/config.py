@@ -27,6 +27,13 @@ class BadInput(ValueError):
     """
 
 
+def not_saved(flag: str, step: int, where: str | Path, steps: list[int]) -> BadInput:
+    """The error that --`flag`=`step` is none of the `steps` that are saved there."""
+    return BadInput(
+        f"--{flag}={step} was not saved; {where} has {', '.join(map(str, steps)) or 'none'}."
+    )
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Sizes of a GPT-2 model. Letters as in llm.c."""

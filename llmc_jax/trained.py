@@ -11,14 +11,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llmc_jax import ffi, ops
-from llmc_jax.config import CPU_ISAS, BadInput, ModelConfig, is_descriptor, option
+from llmc_jax.config import CPU_ISAS, BadInput, ModelConfig, is_descriptor, not_saved, option
 from llmc_jax.interop.source import open_model
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.ops import Ops
 from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
-from llmc_jax.training.run_dir import RunDir
+from llmc_jax.training.run_dir import find_checkpoints
 
 
 @dataclass(frozen=True)
@@ -117,25 +117,15 @@ def _read_file(name: str, mesh) -> Trained:
 
 
 def _restore(run: str, step: int, mesh) -> Trained:
-    with Checkpointer(_folder(run)) as checkpoints:
+    if not run:
+        raise BadInput("--run is needed: the --output_dir of a training run (or --model=FILE).")
+    with Checkpointer(find_checkpoints(run)) as checkpoints:
         step = choose_step(run, step, checkpoints)
         saved = checkpoints.restore_run(step)
         model = ModelConfig(**saved["model"])
         like = parallel.replicated_like(gpt2.shapes(model), mesh)
         params = checkpoints.restore_params(step, like)
         return Trained(model, params, saved["config"]["dtype"], step, saved["config"])
-
-
-def _folder(run: str) -> Path:
-    """The folder of the run's checkpoints."""
-    if not run:
-        raise BadInput("--run is needed: the --output_dir of a training run (or --model=FILE).")
-    if not Path(run).is_dir():
-        raise BadInput(f"--run={run} is no directory; name the --output_dir of a training run.")
-    folder = RunDir(Path(run)).checkpoints
-    if not folder.is_dir():
-        raise BadInput(f"--run={run} has no checkpoints; train with --checkpoint_every.")
-    return folder
 
 
 def choose_step(run: str | Path, step: int, checkpoints: Checkpointer) -> int:
@@ -151,7 +141,7 @@ def choose_step(run: str | Path, step: int, checkpoints: Checkpointer) -> int:
         )
     chosen = steps[-1] if step == -1 else step
     if chosen not in steps:
-        raise BadInput(f"--step={step} was not saved; {run} has {', '.join(map(str, steps))}.")
+        raise not_saved("step", step, run, steps)
     if problem := checkpoints.problem(chosen):
         whole = (s for s in reversed(steps) if s != chosen and not checkpoints.problem(s))
         other = next((f"that of step {s} is whole, take it with --step={s}" for s in whole), None)

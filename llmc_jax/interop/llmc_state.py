@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from llmc_jax.config import BadInput, ModelConfig
+from llmc_jax.config import BadInput, ModelConfig, not_saved
 from llmc_jax.interop.llmc import (
     HEADER_BYTES,
     in_file_order,
@@ -72,9 +72,7 @@ def read_run(folder: str | Path, step: int = -1) -> LlmcRun:
     done = sorted(int(path.name.removeprefix("DONE_")) for path in folder.glob(DONE))
     step = done[-1] if step == -1 and done else step
     if step not in done:
-        raise BadInput(
-            f"--step={step} was not saved; {folder} has {', '.join(map(str, done)) or 'nothing'}."
-        )
+        raise not_saved("step", step, folder, done)
     model, weights = read_model(folder / f"model_{step:08d}.bin")
     first = folder / f"state_{step:08d}_00000.bin"
     header = read_header(first, MAGIC, (VERSION,), "an optimizer state of llm.c")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from llmc_jax.config import BadInput, TrainConfig, changes
+from llmc_jax.config import BadInput, TrainConfig, changes, not_saved
 from llmc_jax.files import set_aside
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.run_dir import RunDir
@@ -55,8 +55,7 @@ def find_start(
             _set_logs_aside(RunDir(Path(cfg.output_dir)))
             return Start(0, False), with_schedule(cfg, None).schedule_steps
         if step not in checkpoints.all_steps():
-            saved = ", ".join(map(str, checkpoints.steps())) or "none"
-            raise BadInput(f"--resume_step={step} was not saved; {cfg.output_dir} has {saved}.")
+            raise not_saved("resume_step", step, cfg.output_dir, checkpoints.steps())
         before = checkpoints.restore_run(step)
         cfg = with_schedule(cfg, before["config"])
         refuse_another_run(before, cfg, record)

@@ -52,6 +52,16 @@ class RunDir(NamedTuple):
         return [path for path in logs if path.exists() and path.stat().st_size]
 
 
+def find_checkpoints(run: str) -> Path:
+    """The folder of the checkpoints of --run. Raises BadInput where it names no run with some."""
+    if not Path(run).is_dir():
+        raise BadInput(f"--run={run} is no directory; name the --output_dir of a training run.")
+    folder = RunDir(Path(run)).checkpoints
+    if not folder.is_dir():
+        raise BadInput(f"--run={run} has no checkpoints; train with --checkpoint_every.")
+    return folder
+
+
 def open_run_dir(output_dir: str, *, resume: bool, flag: str = "output_dir") -> RunDir:
     """The run directory, created if need be. Raises BadInput, which names `flag`, where another
     run is in it, or what is none."""
