@@ -59,7 +59,7 @@ def set_up(cfg: TrainConfig) -> Setup:
         mesh = parallel.make_mesh()
         chosen, names = ops.select(cfg.ops, jax.default_backend(), model.HS)
         data = open_data(cfg, model, mesh.size)
-        cfg = resolve(cfg, *data, mesh.size)
+        cfg = resolve(cfg, data[0], mesh.size)
         hellaswag = open_hellaswag(cfg, model, chosen, mesh)
     record = run_record(model, names, data[0], mesh.size)
     processes.refuse_differences(what_must_agree(cfg, record, data))
@@ -136,9 +136,7 @@ def open_data(
     return train, val
 
 
-def resolve(
-    cfg: TrainConfig, train: TokenLoader, val: TokenLoader | None, devices: int
-) -> TrainConfig:
+def resolve(cfg: TrainConfig, train: TokenLoader, devices: int) -> TrainConfig:
     """`cfg` with every default that depends on data or devices filled in, checked."""
     micro_batch = cfg.batch_size * cfg.sequence_length * devices
     total = micro_batch if cfg.total_batch_size == -1 else cfg.total_batch_size

@@ -64,7 +64,7 @@ def download(
             raise BadInput(f"{path} {problem}; remove it, and it is fetched again from {url}.")
         return path
     part = path.with_name(path.name + ".part")
-    _make_folder(path.parent)
+    make_folder(path.parent)
     # Where it has come whole, only the renaming is left of a download that was killed.
     if sha256 is None or not part.exists() or _unusable(part, sha256, size):
         _fetch_all(url, path, part, sha256, size, retries)
@@ -97,6 +97,14 @@ def by_hand(url: str, path: str | Path, reason: str) -> BadInput:
         f"{url} cannot be downloaded ({reason}); fetch it by hand, put it at {path}, and give the "
         f"same command again."
     )
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder where there is none. Raises BadInput."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be made: {error.strerror}; make room for it.") from error
 
 
 def _fetch_all(url, path, part, sha256, size, retries) -> None:
@@ -217,13 +225,6 @@ def _reason(error: Exception) -> str:
     """What went wrong with the connection, in words."""
     reason = getattr(error, "reason", error)  # URLError holds what the socket raised
     return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{folder} cannot be made: {error.strerror}; make room for it.") from error
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ def refuse_another_run(before: dict, cfg: TrainConfig, record: dict) -> None:
             f"--resume: the run in {cfg.output_dir} was started with other options "
             f"({'; '.join(different)}); give the old ones, or another --output_dir{remedy}."
         )
-    model = before.get("model", record["model"])
+    model = before["model"]
     if model != record["model"]:  # a file that --model names can be another by now
         raise BadInput(
             f"--resume: --model={cfg.model} is not what the run in {cfg.output_dir} was started "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmc_jax.config import BadInput
-from llmc_jax.data.download import Unreachable, download, get
+from llmc_jax.data.download import Unreachable, download, get, make_folder
 from llmc_jax.data.sources import describe
 from llmc_jax.files import new_file
 
@@ -94,10 +94,7 @@ def _listing(remote: Remote, into: Path) -> Listing:
         ]
     except (ValueError, KeyError, TypeError) as error:  # a proxy, say, that wants a password
         raise Unreachable("what answers there is not the Hub") from error
-    try:
-        into.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{into} cannot be made: {error.strerror}; make room for it.") from error
+    make_folder(into)
     listing = Listing(remote.repo, remote.folder, commit, files)
     with new_file(into / LISTING, overwrite=True) as file:
         file.write(json.dumps(listing._asdict(), indent=1).encode())
