@@ -20,36 +20,35 @@ class Device(NamedTuple):
     bfloat16: float  # FLOP/s of matrix products
     float32: float  # the same of float32 operands as JAX multiplies them by default
     float32_by: str  # how that is
-    bandwidth: float  # bytes/s of its memory
     memory: float  # bytes
     source: str
 
 
-def _nvidia(name, kinds, bfloat16, tf32, bandwidth, memory, source) -> Device:
-    rates = (bfloat16 * 1e12, tf32 * 1e12, "TF32", bandwidth * 1e9)
+def _nvidia(name, kinds, bfloat16, tf32, memory, source) -> Device:
+    rates = (bfloat16 * 1e12, tf32 * 1e12, "TF32")
     return Device(name, kinds, "gpu", *rates, memory * 1e9, source)
 
 
-def _tpu(name, kinds, bfloat16, bandwidth, memory, page) -> Device:
-    rates = (bfloat16 * 1e12, bfloat16 * 1e12, "one bfloat16 pass", bandwidth * 1e9)
+def _tpu(name, kinds, bfloat16, memory, page) -> Device:
+    rates = (bfloat16 * 1e12, bfloat16 * 1e12, "one bfloat16 pass")
     return Device(name, kinds, "tpu", *rates, memory * GIB, f"cloud.google.com/tpu/docs/{page}")
 
 
 # fmt: off
 DEVICES = (
-    _nvidia("A100-40GB", ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"), 312, 156, 1555, 40,
+    _nvidia("A100-40GB", ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"), 312, 156, 40,
             "NVIDIA A100 datasheet"),
-    _nvidia("A100", ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe"), 312, 156, 2039, 80,
+    _nvidia("A100", ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe"), 312, 156, 80,
             "NVIDIA A100 80GB datasheet (SXM)"),
-    _nvidia("H100-PCIe", ("NVIDIA H100 PCIe",), 756, 378, 2000, 80, "NVIDIA H100 datasheet (PCIe)"),
-    _nvidia("H100", ("NVIDIA H100 80GB HBM3",), 989, 495, 3350, 80, "NVIDIA H100 datasheet (SXM)"),
-    _nvidia("H200", ("NVIDIA H200",), 989, 495, 4800, 141, "NVIDIA H200 datasheet (SXM)"),
-    _nvidia("B200", ("NVIDIA B200",), 2250, 1100, 8000, 180,
+    _nvidia("H100-PCIe", ("NVIDIA H100 PCIe",), 756, 378, 80, "NVIDIA H100 datasheet (PCIe)"),
+    _nvidia("H100", ("NVIDIA H100 80GB HBM3",), 989, 495, 80, "NVIDIA H100 datasheet (SXM)"),
+    _nvidia("H200", ("NVIDIA H200",), 989, 495, 141, "NVIDIA H200 datasheet (SXM)"),
+    _nvidia("B200", ("NVIDIA B200",), 2250, 1100, 180,
             "NVIDIA Blackwell architecture brief and DGX B200 datasheet (HGX, 1000 W)"),
-    _tpu("TPU v4", ("TPU v4",), 275, 1228, 32, "v4"),
-    _tpu("TPU v5e", ("TPU v5 lite", "TPU v5e"), 197, 819, 16, "v5e"),
-    _tpu("TPU v5p", ("TPU v5p", "TPU v5"), 459, 2765, 95, "v5p"),
-    _tpu("TPU v6e", ("TPU v6 lite", "TPU v6e"), 918, 1640, 32, "v6e"),
+    _tpu("TPU v4", ("TPU v4",), 275, 32, "v4"),
+    _tpu("TPU v5e", ("TPU v5 lite", "TPU v5e"), 197, 16, "v5e"),
+    _tpu("TPU v5p", ("TPU v5p", "TPU v5"), 459, 95, "v5p"),
+    _tpu("TPU v6e", ("TPU v6 lite", "TPU v6e"), 918, 32, "v6e"),
 )
 # fmt: on
 
