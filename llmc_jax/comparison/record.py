@@ -8,7 +8,8 @@ from pathlib import Path
 from llmc_jax.config import BadInput
 
 SCHEMA = "llmc_jax.compare 1"
-# What a line must have to be shown; measure.measure makes it.
+# What a line must have to be shown; measure.measure makes it, and for who reads the JSON also the
+# model's sizes, what each op was computed by (ops) and what told the energy (energy_by).
 FIELDS = (
     "platform", "device", "devices", "model_name", "B", "T", "dtype", "recompute", "ops_asked",
     "compile_s", "step_ms", "tokens_per_s", "mfu", "peak", "memory_bytes", "planned_bytes",

@@ -1,8 +1,10 @@
 """Checkpoints of a run: one folder a step, whole or not counted.
 
 A folder holds `state` (the training state in its global form, whatever the devices were, in
-orbax's format), run.json (the configuration, the loader's position, versions) and, written last, a
-manifest of all files. What has no valid manifest is no checkpoint.
+orbax's format), run.json (the options, the model's sizes, the data, versions) and, written last, a
+manifest of all files. What has no valid manifest is no checkpoint. The step, tokens and loader's
+position in run.json are for people: a resume has the step from the folder's name, and the place in
+the data from the step.
 """
 
 import errno
