@@ -11,7 +11,7 @@ from llmc_jax.config import BadInput, TrainConfig
 from llmc_jax.training.checkpoint import reason_of
 from llmc_jax.training.run_dir import RunDir
 
-# What JAX puts around the names of ops.py and gpt2.py.
+# What JAX puts around the names that ops/op.py (named) and gpt2.py give.
 NOT_OURS = re.compile(r"jit\(.*\)|shard_map|while|body|closed_call|ffi_call")
 MODULE = re.compile(r"HloModule ([\w.-]+)")
 # In XLA's program: an instruction, and the names of what it belongs to (ops/op.py, named).
