@@ -73,7 +73,9 @@ def main(cfg: PlanConfig) -> None:
     platform = device.platform if device else jax.default_backend()
     limit = memory_limit(cfg, device)
     cfg = with_total(cfg)
-    here = not cfg.device
+    if cfg.check:
+        refuse_check(cfg, platform)
+    here = cfg.check or not cfg.device  # where the ops are to run, their kernels are loaded
     chosen, names = ops.select(cfg.ops, platform, model.HS, here=here)
     told = device.name if device else jax.devices()[0].device_kind
     print(
@@ -107,6 +109,19 @@ def memory_limit(cfg: PlanConfig, device: Device | None) -> int:
     if cfg.device:
         return int(device.memory * (GPU_FRACTION if device.platform == "gpu" else 1))
     return memory.device_memory()
+
+
+def refuse_check(cfg: PlanConfig, platform: str) -> None:
+    """Raises BadInput where --check cannot compile the step here, or it would be another one."""
+    if platform != jax.default_backend():
+        raise BadInput(
+            f"--check compiles the step for the device here ({jax.default_backend()}), and "
+            f"--device={cfg.device} is none; leave --check out."
+        )
+    if cfg.num_devices != 1 or cfg.zero_stage:
+        raise BadInput(
+            "--check compares the step of one device; leave out --num_devices, --devices and ZeRO."
+        )
 
 
 def with_total(cfg: PlanConfig) -> PlanConfig:
@@ -170,16 +185,6 @@ def largest_batch(limit: int, bytes_of) -> int:
 
 def check(chosen, model: ModelConfig, cfg: PlanConfig, platform: str, planned: Memory) -> str:
     """XLA's own plan for the step on the device here, beside ours."""
-    if platform != jax.default_backend():
-        raise BadInput(
-            f"--check compiles the step for the device here ({jax.default_backend()}), and "
-            f"--device={cfg.device} is none; leave --check out."
-        )
-    if cfg.num_devices != 1 or cfg.zero_stage:
-        raise BadInput(
-            "--check compares the step of one device; leave out --num_devices, --devices and ZeRO."
-        )
-    ops.select(cfg.ops, platform)  # to have the kernels loaded
     rows = cfg.total_batch_size // cfg.sequence_length
     shape = (rows // cfg.batch_size, cfg.batch_size, cfg.sequence_length)
     state = state_shapes(model)
