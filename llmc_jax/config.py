@@ -122,13 +122,15 @@ def is_descriptor(name: str) -> bool:
     return canonical_model(name) in MODELS
 
 
-def option(default, help: str, *, choices=None, minimum=None, may_change: bool = False):
+def option(default, help: str, *, choices=None, minimum=None, may_change=False, of_start=False):
     """A dataclass field that is also a command-line flag.
 
     choices: the values allowed. minimum: smallest number allowed.
     may_change: a resumed run may have another value than the run it continues.
+    of_start: so it may, and nothing is said of it: it is how a process begins, not what the run is.
     """
-    metadata = dict(help=help, choices=choices, minimum=minimum, may_change=may_change)
+    metadata = dict(help=help, choices=choices, minimum=minimum, of_start=of_start)
+    metadata["may_change"] = may_change or of_start
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -149,7 +151,7 @@ class TrainConfig:
     )
     val_data: str = option("", "token shards to validate on: globs, separated by commas (-j)")
     output_dir: str = option(
-        "", "directory for log, checkpoints and picture; empty: write nothing (-o)", may_change=True
+        "", "directory for log, checkpoints and picture; empty: write nothing (-o)", of_start=True
     )
     # batches
     batch_size: int = option(
@@ -184,7 +186,7 @@ class TrainConfig:
         minimum=-1,
     )
     reschedule: bool = option(
-        False, "with --resume: take a new --schedule_steps, or --max_steps for it", may_change=True
+        False, "with --resume: take a new --schedule_steps, or --max_steps for it", of_start=True
     )
     warmup_steps: int = option(0, "steps of linear warm-up (-u)", minimum=0)
     final_lr_fraction: float = option(
@@ -244,7 +246,7 @@ class TrainConfig:
         "",
         "cpu:N: N virtual devices on this machine's CPU, to try what needs several; empty: all "
         "that there are",
-        may_change=True,
+        of_start=True,
     )
     mapper: str = option(
         "shard_map",
@@ -269,31 +271,31 @@ class TrainConfig:
         "processes that make the run together, each with the devices of its machine; -1: as SLURM, "
         "Open MPI or Kubernetes say, or one",
         minimum=-1,
-        may_change=True,
+        of_start=True,
     )
     process_id: int = option(
-        -1, "which of them this is, from 0; -1: as they say", minimum=-1, may_change=True
+        -1, "which of them this is, from 0; -1: as they say", minimum=-1, of_start=True
     )
     coordinator_address: str = option(
-        "", "HOST:PORT that process 0 is reached at; empty: as they say", may_change=True
+        "", "HOST:PORT that process 0 is reached at; empty: as they say", of_start=True
     )
     coordinator_timeout: int = option(
         300,
         "seconds that the processes wait for each other at the start",
         minimum=1,
-        may_change=True,
+        of_start=True,
     )
     heartbeat_timeout: int = option(
         100,
         "seconds after which a process that is not heard of counts as dead",
         minimum=1,
-        may_change=True,
+        of_start=True,
     )
     compilation_cache: str = option(
         "auto",
         "where compiled programs are kept for the next start: auto (the user's cache folder), off, "
         "or a folder",
-        may_change=True,
+        of_start=True,
     )
     # how it is watched
     tensorboard: bool = option(
@@ -308,7 +310,7 @@ class TrainConfig:
         "",
         "A:B: trace steps A to B (of the first process) with jax.profiler into the folder profile "
         "of --output_dir; empty: none",
-        may_change=True,
+        of_start=True,
     )
     # what happens every so many steps; 0 is never
     val_every: int = option(20, "validate every N steps (-v)", minimum=0, may_change=True)
@@ -351,18 +353,18 @@ class TrainConfig:
         False,
         "continue the run in --output_dir from its newest whole checkpoint; where there is none, "
         "start a new one (-y)",
-        may_change=True,
+        of_start=True,
     )
     resume_step: int = option(
         -1,
         "with --resume: go back to the checkpoint of this step; later ones are set aside",
         minimum=-1,
-        may_change=True,
+        of_start=True,
     )
     init_from: str = option(
         "",
         "start a new run from the weights of another: its directory, or one of its checkpoints",
-        may_change=True,
+        of_start=True,
     )
 
     @property
@@ -371,24 +373,17 @@ class TrainConfig:
         return bool(self.checkpoint_every or self.checkpoint_minutes or self.major_checkpoint_every)
 
 
-# Options that say how a process begins, not what the run is.
-OF_THE_START = {
-    "resume", "resume_step", "reschedule", "init_from", "output_dir", "devices", "num_processes",
-    "process_id", "coordinator_address", "coordinator_timeout", "heartbeat_timeout",
-    "compilation_cache", "profile_steps",
-}  # fmt: skip
-
-
 def changes(before: dict, after: "TrainConfig", *, may_change: bool = False) -> list[str]:
     """Which options of a saved run (`before`, a dict) `after` disagrees with, as sentences' parts.
 
     may_change: of the options that may differ between a run and its continuation, or of the others.
     """
-    names = [f.name for f in dataclasses.fields(after) if f.metadata["may_change"] == may_change]
+    kept = [f for f in dataclasses.fields(after) if not f.metadata["of_start"]]
+    names = [f.name for f in kept if f.metadata["may_change"] == may_change]
     return [
         f"--{name} was {before[name]} and is now {getattr(after, name)}"
         for name in names
-        if name in before and before[name] != getattr(after, name) and name not in OF_THE_START
+        if name in before and before[name] != getattr(after, name)
     ]
 
 
