@@ -66,8 +66,13 @@ def test_a_full_disk_is_one_sentence(protect):
 
 
 def test_lost_standard_error_is_no_error(protect):
-    protect(stderr=broken_pipe())
-    print("remark", file=sys.stderr, flush=True)
+    protect(stdout=io.StringIO(), stderr=broken_pipe())
+
+    def remark():
+        print("remark", file=sys.stderr, flush=True)
+        print("result")
+
+    assert program.ended(remark) is None and sys.stdout.getvalue() == "result\n"
 
 
 def test_letters_that_a_stream_has_not_are_written_as_numbers(protect):

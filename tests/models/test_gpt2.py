@@ -122,7 +122,8 @@ def test_recompute_takes_less_memory_while_it_runs(spec):
     # bytes of C numbers a token, for the layers that backward is not in; nearly
     channel = 0.95 * (model.L - 1) * 4 * tokens.size * model.C
     # of fch_gelu's 4 the backward of the last layer, where level 1 has its peak, takes back some
-    assert spec == "ffi" or levels[0] - levels[1] > 2.5 * channel
+    # and the kernels of ffi never keep it
+    assert levels[0] == levels[1] if spec == "ffi" else levels[0] - levels[1] > 2.5 * channel
     assert levels[1] - levels[2] > 2 * channel
     assert levels[2] - levels[3] > 4 * channel
 
