@@ -4,8 +4,8 @@ A part is flat: the numbers of an array in their order, zeros after them until t
 them, cut into as many parts as there are devices. The functions run on each device. They know the
 axis that the devices are mapped over, AXIS, and nothing else about them.
 
-ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054) shares among the devices what each would hold for
-itself: stage 1 the optimizer's moments, 2 also the accumulated gradients, 3 also the parameters.
+ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054) shards across the devices what each would else hold
+whole: stage 1 the optimizer's moments, 2 also the accumulated gradients, 3 also the parameters.
 """
 
 import math
