@@ -2,6 +2,17 @@
 
 What is computed twice is computed once; elementwise work is done again wherever it is read, and
 written to memory where a kernel or a matrix product reads it.
+
+For instance of a and b with 4096 bytes each:
+
+    tanh(a * 2 + 1) @ b    c = mul a 2.0      c, d: not written, read from a's memory
+                           d = add c 1.0
+                           e = tanh d         written, because a product reads it
+                           f = dot_general e b
+
+is two instructions: `mul`, `add` and `tanh` in one loop, which reads a and writes the 4096 bytes of
+e; then the product, which reads e and b and writes the 4096 bytes of f. liveness.py reads off them
+that beside the arguments 8192 bytes are needed at most, in the second.
 """
 
 import math
@@ -35,15 +46,25 @@ EXPENSIVE = {"exp", "log", "log1p", "tanh", "div", "rsqrt", "sqrt", "pow", "erf"
 
 @dataclass(eq=False)
 class Value:
-    """An array of the jaxpr."""
+    """An array of the jaxpr.
+
+    | flag      | if it is set                            | if not                              |
+    |-----------|-----------------------------------------|-------------------------------------|
+    | written   | it is in memory: `buffers` is its own   | it is computed again wherever it is |
+    |           |                                         | read, from what is in `buffers`     |
+    | expensive | that takes an exp, a division, ...: on  | several readers each compute it for |
+    |           | a CPU it is written for several readers | themselves, unless one is a kernel  |
+    | widened   | XLA:CPU writes it as float32, for a     | it has its own dtype                |
+    |           | batched matrix product                  |                                     |
+    """
 
     size: int  # bytes
     dtype: str
     readers: list[str] = field(default_factory=list)  # primitives
     buffers: frozenset["Buffer"] = frozenset()  # what must be in memory to have it
-    written: bool = False  # whether it is in memory itself, or computed from those when read
+    written: bool = False
     expensive: bool = False
-    widened: bool = False  # to float32 when it is written
+    widened: bool = False
 
 
 @dataclass(eq=False)
@@ -87,7 +108,7 @@ class Program(NamedTuple):
     results: list[Value | None]
 
 
-def program(jaxpr, cpu: bool, peak_of_loop: Callable) -> Program:
+def lower(jaxpr, cpu: bool, peak_of_loop: Callable) -> Program:
     """The instructions of a jaxpr (not closed), in its order.
 
     cpu: whether as XLA:CPU does: expensive work is done once and written down where more than one

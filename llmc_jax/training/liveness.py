@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmc_jax.training.instructions import Buffer, Instruction, Value, program
+from llmc_jax.training.instructions import Buffer, Instruction, Value, lower
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Plan:
 def plan(jaxpr, donated: Sequence[int] = (), *, cpu: bool = False) -> Plan:
     """The plan for a jaxpr (not closed) whose i-th result is written over argument donated[i].
 
-    cpu: whether as XLA:CPU does (instructions.program says how). There an argument is also copied
+    cpu: whether as XLA:CPU does (instructions.lower says how). There an argument is also copied
     first where one result is written over it and another is computed from it in a loop of its own;
     other compilers make both in one loop.
     """
@@ -36,7 +36,7 @@ def plan(jaxpr, donated: Sequence[int] = (), *, cpu: bool = False) -> Plan:
     def peak_of_loop(body, places) -> int:
         return plan(body, places, cpu=cpu).peak
 
-    made, arguments, results = program(jaxpr, cpu, peak_of_loop)
+    made, arguments, results = lower(jaxpr, cpu, peak_of_loop)
     instructions = _early(made)
     _set_lifetimes(instructions, results)
     over = {
@@ -52,8 +52,13 @@ def plan(jaxpr, donated: Sequence[int] = (), *, cpu: bool = False) -> Plan:
 
 
 def _early(instructions: list[Instruction]) -> list[Instruction]:
-    """What takes no more memory than it gives back, like a sum, as soon as its operands are there:
-    XLA's order is one of little memory."""
+    """The instructions in the order that XLA would run them.
+
+    Its rule (ListMemoryScheduler of hlo_memory_scheduler.h): of what could be next, first what
+    frees most and needs least. Here kernels stay in the jaxpr's order, and what gives back at least
+    as much as it takes, like a sum, is done as soon as its operands are there. Pinned by the steps
+    with jnp in test_the_total_is_what_xla_plans, which without it are 7 % too large.
+    """
     last_reader = {b: i for i, instruction in enumerate(instructions) for b in instruction.reads}
     made: dict[Buffer, tuple[int, int]] = {}  # where in the order
     read: dict[Buffer, tuple[int, int]] = {}  # by the last so far
@@ -90,8 +95,13 @@ def _set_lifetimes(instructions: list[Instruction], results) -> None:
 
 
 def _copies(instructions, over: dict[Buffer, Buffer]) -> dict[Buffer, int]:
-    """Arguments that are copied at the start -> when the copy is read last. Those that somebody
-    reads who is not sure to have done so when the result is written in their place."""
+    """Arguments that are copied at the start -> when the copy is read last.
+
+    XLA's rule (copy_insertion.cc): an argument that a result is written over is copied, unless all
+    that read it are sure to have done so by then. It decides that before there is an order, so sure
+    is only what made the result's operands, and theirs, and the result itself. Pinned by
+    test_donated_arguments_are_copied_where_xla_copies_them.
+    """
     maker = {b: i for i, instruction in enumerate(instructions) for b in instruction.writes}
     writers, readers = defaultdict(set), defaultdict(set)
     for i, instruction in enumerate(instructions):

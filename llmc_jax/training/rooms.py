@@ -34,11 +34,22 @@ def rooms_like(
     """Shapes and dtypes of the rooms of the step that `cfg` describes.
 
     As large as what it needs all at once when it needs most, so that they add nothing (to a small
-    step 3 %). With our kernels that is what the layers keep for backward, or their gradients,
-    whichever is more, and wte's gradient; where micro-batches are accumulated all of these, once
-    for the sums and wte's once more; where devices add up gradients, these. jnp needs most
-    elsewhere: its rooms are the gradients', where these are more than what is kept. None on other
-    platforms, whose allocators keep memory, nor where gradients are in parts.
+    step 3 %):
+
+    | kernels | the step                 | rooms for                                             |
+    |---------|--------------------------|-------------------------------------------------------|
+    | ours    | several micro-batches    | what the layers keep for backward, the sums of all    |
+    |         |                          | gradients, and wte's gradient once more               |
+    | ours    | one, with gradients in   | what the layers keep, and wte's gradient              |
+    |         | factors (ops/factors.py) |                                                       |
+    | ours    | one                      | what the layers keep or their gradients, whichever is |
+    |         |                          | more, and wte's gradient                              |
+    | ours    | one, on several devices  | all gradients, which the devices add up               |
+    | jnp     | several, or devices      | all gradients, which are added up                     |
+    | jnp     | one                      | all gradients, where they are more than what is kept; |
+    |         |                          | else jnp needs most elsewhere, and there are none     |
+
+    None on other platforms, whose allocators keep memory, nor where gradients are in parts (ZeRO).
     """
     if platform != "cpu" or stage_in_force(cfg, devices) or not ffi.available("cpu"):
         return []
