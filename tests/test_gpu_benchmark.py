@@ -143,6 +143,16 @@ def test_the_library_is_built_where_none_is_installed(tmp_path, monkeypatch):
     assert build.compile_library() == dict(installed=str(tmp_path / "cuda.so"))
 
 
+def test_rows_on_a_gpu(monkeypatch):
+    from benchmarks.gpu_stages import kernels, results
+
+    monkeypatch.setattr(results, "platform", lambda: "gpu")
+    monkeypatch.setattr(results, "small", lambda: False)
+    timed = [(row.op, row.by) for row in kernels.rows()]
+    assert [by for op, by in timed if op == "classifier in place"] == ["cuda"]
+    assert len(set(timed)) == len(timed)
+
+
 def test_every_kernel_of_ours_has_its_group():
     from benchmarks.gpu_stages import breakdown
 
