@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.gpu_stages import jax_ops, stage, timing
-from benchmarks.gpu_stages.sizes import op_cases, rates, sizes
+from benchmarks.gpu_stages.sizes import rates, sizes, uses
 from benchmarks.gpu_stages.stage import Row
 from llmc_jax.models import gpt2
 from llmc_jax.ops import gelu
@@ -19,7 +19,7 @@ ORDER = ("attention", "classifier", "encoder", "residual_layernorm", "layernorm"
 
 
 def rows() -> list[Row]:
-    others = [name for name in op_cases() if name not in ORDER]
+    others = [name for name in uses() if name not in ORDER]
     return [
         *(row for name in ORDER for row in rows_of(name)),
         Row("gelu forward", "jnp", time_gelu_forward),
@@ -37,8 +37,8 @@ def rows() -> list[Row]:
 
 
 def rows_of(name: str) -> list[Row]:
-    """Of one op of op_cases(), each pass by each implementation."""
-    op = op_cases()[name][0]
+    """Of one of uses(), each pass by each implementation."""
+    op = uses()[name].op
     kernels = jax_ops.kernels(op)
     listed = [
         Row(f"{name} {way}", by, partial(time_pass, name, by, way))
@@ -55,7 +55,7 @@ def rows_of(name: str) -> list[Row]:
 
 
 def time_pass(name: str, by: str, way: str) -> dict:
-    op, case, _ = op_cases()[name]
+    op, case, *_ = uses()[name]
     problems = [jax_ops.make_problem(op, case, DTYPE, seed) for seed in range(timing.SETS)]
     if way == "both":
         run = jax_ops.both(op, by, case)
@@ -122,21 +122,24 @@ def time_gelu_backward(by: str) -> dict:
     return rates("gelu backward", timing.of_jax(run, hidden()))
 
 
-def parameters(seed: int, scale: float):
-    shapes = gpt2.shapes(sizes().model)
+def random_like(shapes, seed: int, scale: float):
     leaves, tree = jax.tree.flatten(shapes)
     keys = list(jax.random.split(jax.random.key(seed), len(leaves)))
 
     @jax.jit
     def make():
         pairs = zip(keys, leaves, strict=True)
-        return [scale * jax.random.normal(key, x.shape) for key, x in pairs]
+        return [(scale * jax.random.normal(key, x.shape)).astype(x.dtype) for key, x in pairs]
 
     return tree.unflatten(make())
 
 
+def gradients(seed: int):
+    return random_like(gpt2.gradient_shapes(sizes().model, DTYPE), seed, 1e-3)
+
+
 def time_global_norm(by: str) -> dict:
-    sets = [parameters(seed, 1e-3) for seed in range(timing.SETS)]
+    sets = [gradients(seed) for seed in range(timing.SETS)]
     run = jax.jit(jax_ops.implementation("global_norm", by))
     return rates("global_norm", timing.of_jax(run, sets))
 
@@ -144,7 +147,8 @@ def time_global_norm(by: str) -> dict:
 def time_adamw(by: str) -> dict:
     chosen = jax_ops.implementation("adamw", by)
     hyper = Hyper(jnp.float32(1e-4), jnp.float32(1), jnp.int32(3), 0.9, 0.95, 1e-8)
-    params, grads, m = (parameters(seed, 0.02) for seed in range(3))
+    params, m = (random_like(gpt2.shapes(sizes().model), seed, 0.02) for seed in range(2))
+    grads = gradients(2)
     state = [params, m, jax.tree.map(jnp.square, m)]
     decay = jax.tree.map(lambda p: 0.1 if gpt2.is_matrix(p) else 0.0, params)
     update = jax.jit(

@@ -1,6 +1,8 @@
 """The same passes as a PyTorch user has them: SDPA by each backend, the rest by torch.compile.
 
 Attention gets q, k and v apart and contiguous, as suits it best; our kernels take them packed.
+AdamW and the norm get float32 gradients, as PyTorch makes them for float32 parameters; ours get
+bfloat16 for the matrices of layers, and the rates of both count the bytes of ours.
 """
 
 from functools import partial
@@ -108,7 +110,7 @@ def random_targets(below: int, *shape):
     return torch.randint(0, below, shape, device=results.torch_device())
 
 
-def cross_entropy(logits, targets, V):
+def cross_entropy(logits, targets):
     """(losses, dlogits): written as the compiler fuses it best, and the padding left alone, which
     costs it a pass if it is masked."""
     import torch
@@ -130,7 +132,7 @@ def classifier_in_place():
     targets = random_targets(model.V, B * T)
 
     def run(logits):
-        losses, dlogits = cross_entropy(logits, targets, model.V)
+        losses, dlogits = cross_entropy(logits, targets)
         logits.copy_(dlogits)
         return losses
 
@@ -143,7 +145,7 @@ def classifier_both():
     targets = random_targets(model.V, B * T)
 
     def run(lnf, wte):
-        losses, dlogits = cross_entropy(lnf @ wte.T, targets, model.V)
+        losses, dlogits = cross_entropy(lnf @ wte.T, targets)
         return losses, dlogits @ wte, dlogits.T @ lnf
 
     sets = tensors((B * T, model.C), (model.Vp, model.C))

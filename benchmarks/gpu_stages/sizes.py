@@ -12,6 +12,7 @@ from benchmarks.gpu_stages import results
 from llmc_jax.config import ModelConfig, model_config
 from llmc_jax.models import gpt2
 from llmc_jax.ops import COST, cases
+from llmc_jax.ops.op import Cost
 
 
 class Sizes(NamedTuple):
@@ -52,50 +53,43 @@ def gemms() -> dict[str, tuple[int, int]]:
     }
 
 
-def op_cases() -> dict:
-    """name -> (op, case, calls in a step)."""
+def uses() -> dict[str, cases.Use]:
+    """name -> a call of an op in the step."""
     B, T, model, *_ = sizes()
-    uses = cases.uses(model, B, T)
-    return {name: (use.op, use.case, use.forward) for name, use in uses.items()}
+    return cases.uses(model, B, T)
 
 
-class Work(NamedTuple):
-    flop: float
-    bytes: float
-
-
-def work(name: str) -> Work:
+def work(name: str) -> Cost:
     """Of "<op> forward" or "<op> backward", of a whole op, or of a matrix product "gemm <name>";
     zeros for what is not known here."""
     B, T, model, *_ = sizes()
     N, C, Vp = B * T, model.C, model.Vp
     X = 2 * N * C
     op, _, direction = name.rpartition(" ")
-    if op in op_cases() and direction in ("forward", "backward"):
-        kind, case, _ = op_cases()[op]
-        passes = COST[kind](*cases.shapes(case, jnp.bfloat16), **case.static)
+    if direction in ("forward", "backward") and (use := uses().get(op)):
+        passes = COST[use.op](*cases.shapes(use.case, jnp.bfloat16), **use.case.static)
         flop, moved = passes[direction == "backward"]
-        return Work(flop, 0) if flop else Work(0, moved)
+        return Cost(flop, 0) if flop else Cost(0, moved)
     if op == "gemm":
         OC, C = gemms()[direction]
-        return Work(2 * N * OC * C, 0)
+        return Cost(2 * N * OC * C, 0)
+    gradients = gpt2.gradient_shapes(model, jnp.bfloat16)
     return {
-        "gelu forward": Work(0, 2 * 4 * X),
-        "gelu backward": Work(0, 3 * 4 * X),
-        "classifier both": Work(6 * N * C * Vp, 2 * 2 * N * Vp),
-        "classifier in place": Work(0, 2 * 2 * N * Vp),
-        "adamw": Work(*COST["adamw"](gpt2.shapes(model))),
-        "global_norm": Work(*COST["global_norm"](gpt2.shapes(model))),
-    }.get(name, Work(0, 0))
+        "gelu forward": Cost(0, 2 * 4 * X),
+        "gelu backward": Cost(0, 3 * 4 * X),
+        "classifier both": Cost(6 * N * C * Vp, 2 * 2 * N * Vp),
+        "classifier in place": Cost(0, 2 * 2 * N * Vp),
+        "adamw": COST["adamw"](gradients),
+        "global_norm": COST["global_norm"](gradients),
+    }.get(name, Cost(0, 0))
 
 
 def calls(name: str) -> int:
     """How often "<op> <direction>" is in a step."""
-    B, T, model, *_ = sizes()
     op, _, direction = name.rpartition(" ")
-    if use := cases.uses(model, B, T).get(op):
+    if use := uses().get(op):
         return use.backward if direction == "backward" else use.forward
-    return 1 if name.startswith(("classifier", "adamw", "global_norm")) else model.L
+    return 1 if name.startswith(("classifier", "adamw", "global_norm")) else sizes().model.L
 
 
 def flop_per_token() -> dict[str, float]:
