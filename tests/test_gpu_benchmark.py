@@ -3,6 +3,7 @@ that everything is written down. Needs no PyTorch; no time is asserted."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,11 +55,12 @@ app.run(gpu.main)
 """
 
 
-def run(results: Path, *flags: str, program=("-m", "benchmarks.gpu"), path: str = "") -> str:
+def run(results: Path, *flags: str, program=("-m", "benchmarks.gpu"), root: Path = ROOT) -> str:
+    """What the program says that lies in `root`."""
     command = [sys.executable, *program, "--platform=cpu", "--small", f"--results={results}"]
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [path, str(ROOT)])))
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
     done = subprocess.run(
-        [*command, *flags], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
+        [*command, *flags], capture_output=True, text=True, check=True, cwd=root, env=environment
     )
     return done.stdout
 
@@ -73,13 +75,13 @@ def rows(records: list[dict], stage: str) -> dict[str, dict]:
 
 
 def test_what_breaks_is_written_down_and_stops_nothing_else(tmp_path):
-    stages = tmp_path / "benchmarks" / "gpu_stages"  # more of the namespace package
-    stages.mkdir(parents=True)
+    stages = tmp_path / "benchmarks" / "gpu_stages"
+    shutil.copytree(ROOT / "benchmarks", stages.parent, ignore=shutil.ignore_patterns("results"))
     (stages / "fake.py").write_text(FAKE)
     (stages / "slow.py").write_text(SLOW)
     results = tmp_path / "gpu.jsonl"
     results.write_text('{"stage": "old", "row": 0, "op": "of before", "by": "us", "ms": 1}\n')
-    run(results, program=("-c", PROGRAM), path=str(tmp_path))
+    run(results, program=("-c", PROGRAM), root=tmp_path)
     records = read(results)
     assert records[0]["stage"] == "old" and records[1]["stage"] == "run"
     fake = rows(records, "fake")
