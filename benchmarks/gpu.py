@@ -43,6 +43,8 @@ class Stage(NamedTuple):
 
 # So that memory left by one row is there for the next, and for PyTorch in another process.
 AS_NEEDED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+# Where nothing is timed: trying the ways of each matrix product takes longer than the rest.
+UNTUNED = {"XLA_FLAGS": "--xla_gpu_autotune_level=0"}
 
 # The order in which they run. All of `most` together is more than the budget: `least` sees to it
 # that what comes late and matters, the step, gets its time.
@@ -50,7 +52,7 @@ ALL = (
     Stage("sanity", 45, 5, environment=AS_NEEDED),
     Stage("build", 85, 40),
     Stage("ceilings", 60, 40, environment=AS_NEEDED),
-    Stage("correctness", 60, 40, environment=AS_NEEDED),
+    Stage("correctness", 60, 40, environment=AS_NEEDED | UNTUNED),
     Stage("sanitizer", 60, 25, isolated=True),
     Stage("kernels", 90, 60, environment=AS_NEEDED),
     Stage("kernels_torch", 60, 35),
@@ -145,7 +147,9 @@ def environment(stage: Stage) -> dict[str, str]:
     if results.platform() == "cpu":
         return dict(os.environ) | dict(JAX_PLATFORMS="cpu")
     cache = {"JAX_COMPILATION_CACHE_DIR": f"/tmp/llmc_jax_{os.getuid()}"}
-    return cache | dict(os.environ) | stage.environment
+    both = [given.get("XLA_FLAGS", "") for given in (os.environ, stage.environment)]
+    merged = dict(XLA_FLAGS=" ".join(filter(None, both)))
+    return cache | dict(os.environ) | stage.environment | merged
 
 
 def death(status: int, begin: int) -> str:

@@ -146,13 +146,21 @@ def test_the_library_is_built_where_none_is_installed(tmp_path, monkeypatch):
 
 
 def test_rows_on_a_gpu(monkeypatch):
-    from benchmarks.gpu_stages import kernels, results
+    from benchmarks.gpu_stages import correctness, jax_ops, kernels, results
 
     monkeypatch.setattr(results, "platform", lambda: "gpu")
     monkeypatch.setattr(results, "small", lambda: False)
     timed = [(row.op, row.by) for row in kernels.rows()]
     assert [by for op, by in timed if op == "classifier in place"] == ["cuda"]
     assert len(set(timed)) == len(timed)
+
+    checked = [(row.op, row.by) for row in correctness.rows()]
+    assert len(set(checked)) == len(checked)
+    ours = {(op, by) for op in correctness.EXTRA for by in jax_ops.kernels(op) if by != "cudnn"}
+    ours |= {("adamw", "cuda"), ("global_norm", "cuda")}
+    first = checked[: len(ours)]
+    assert {(op.split()[0], by) for op, by in first} == ours
+    assert not any("float32" in op for op, _ in first)
 
 
 def test_every_kernel_of_ours_has_its_group():
