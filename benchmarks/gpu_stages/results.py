@@ -19,12 +19,15 @@ RESULTS = flags.DEFINE_string(
 )
 PLATFORM = flags.DEFINE_enum("platform", "gpu", ["gpu", "cpu"], "where to run")
 SMALL = flags.DEFINE_bool("small", False, "tiny sizes, to try the code out")
-FIRST = flags.DEFINE_bool("first", False, "only what matters most, if there are but 3 minutes")
+
+
+# Of a stage's environment: time.monotonic() at which it is stopped.
+END = "LLMC_STAGE_END"
 
 
 def shared_flags() -> list[flags.Flag]:
     """What a stage's process is given as the program was."""
-    return [flags.FLAGS[name] for name in ("results", "platform", "small", "first")]
+    return [flags.FLAGS[name] for name in ("results", "platform", "small")]
 
 
 def file() -> Path:

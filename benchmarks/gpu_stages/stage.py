@@ -1,9 +1,12 @@
 """What every stage is: rows, measured one after the other, each written before the next."""
 
 import importlib.util
+import os
 import shutil
 import signal
+import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +19,9 @@ from llmc_jax.config import BadInput
 
 FROM_ROW = flags.DEFINE_integer("from_row", 0, "first row to measure")
 ONE_ROW = flags.DEFINE_bool("one_row", False, "end after a row")
+PART = flags.DEFINE_enum("part", "", ["", "first", "rest"], "which rows: the first ones, or others")
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 AGAIN = 75  # exit status: there are rows left, for another process
 
 # After these a process gets nothing right any more.
@@ -34,7 +39,7 @@ class Row(NamedTuple):
     by: str
     measure: Callable[[], dict]
     seconds: int = 60  # then the process is ended
-    first: bool = False  # among what --first measures
+    first: bool = False  # before all other stages' rows that are not
 
 
 def run(name: str, make_rows: Callable[[], list[Row]]) -> None:
@@ -45,7 +50,8 @@ def run(name: str, make_rows: Callable[[], list[Row]]) -> None:
 def _run(name: str, rows: list[Row]) -> int:
     if results.platform() == "gpu" and not has_gpu():
         sys.exit("there is no GPU; --platform=cpu --small tries the program out")
-    rows = [row for row in rows if row.first or not results.FIRST.value]
+    if PART.value:
+        rows = [row for row in rows if row.first == (PART.value == "first")]
     if FROM_ROW.value == 0:
         planned = [[row.op, row.by] for row in rows]
         results.append(dict(stage=name, planned=planned))
@@ -88,6 +94,27 @@ def _short(result: dict) -> str:
         f"{key} {value}" for key, value in result.items() if not isinstance(value, list | dict)
     )
     return ", ".join(shown)[:200]
+
+
+def seconds_left() -> float:
+    """Until this stage is stopped; without end where nobody stops it."""
+    return float(os.environ.get(results.END, "inf")) - time.monotonic()
+
+
+def call(command: list[str], name: str, seconds: float, **options) -> tuple[int | None, str]:
+    """(exit status of `command`, None where it was not done after `seconds`; what it said). What it
+    says is at once in the file of that `name` beside the results, where a kill leaves it."""
+    path = results.file().with_suffix(f".{name}.log")
+    with open(path, "ab") as out:
+        begin = out.tell()
+        try:
+            status = subprocess.run(
+                command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, check=False,
+                timeout=max(seconds, 1), **options,
+            ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired:
+            status = None
+    return status, path.read_bytes()[begin:].decode(errors="replace")
 
 
 def need(package: str) -> None:

@@ -77,7 +77,8 @@ def introduction(sanity: list[dict]) -> str:
         "the datasheet), with the operations of a token as llm.c counts them (803.5 million, "
         "causal attention half) and as nanoGPT does (855.4). The floor of a step is that of an "
         f"H200, {FLOOR_MS} ms: products at 790 TFLOP/s, attention at cuDNN's best, each tensor "
-        "once at 4.3 TB/s. (An H100's memory gives about 3.)"
+        "once at 4.3 TB/s. (An H100's memory gives about 3.) A run takes at most 8 "
+        "minutes; what they were too short for `--stages` adds: see the top of benchmarks/gpu.py."
     )
 
 
