@@ -6,7 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from benchmarks import gpu
+from benchmarks.gpu_stages import stage
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,11 +46,20 @@ if __name__ == "__main__":
     stage.run("slow", lambda: [Row("op", "sleeps", lambda: time.sleep(60)),
                                Row("op", "behind it", dict)])
 """
+PARTS = """
+from benchmarks.gpu_stages import stage
+from benchmarks.gpu_stages.stage import Row
+
+if __name__ == "__main__":
+    stage.run("parts", lambda: [Row("op", "later", dict), Row("op", "at first", dict, first=True)])
+"""
 PROGRAM = """
 from absl import app
 from benchmarks import gpu
 gpu.ALL = (
+    gpu.Stage("parts", 20, 1, "first"),
     gpu.Stage("fake", 20, 1),
+    gpu.Stage("parts", 20, 1, "rest"),
     gpu.Stage("no_such_stage", 20, 0),
     gpu.Stage("slow", 2, 0),
     gpu.Stage("last", 1, 2),
@@ -79,6 +92,7 @@ def test_what_breaks_is_written_down_and_stops_nothing_else(tmp_path):
     shutil.copytree(ROOT / "benchmarks", stages.parent, ignore=shutil.ignore_patterns("results"))
     (stages / "fake.py").write_text(FAKE)
     (stages / "slow.py").write_text(SLOW)
+    (stages / "parts.py").write_text(PARTS)
     results = tmp_path / "gpu.jsonl"
     results.write_text('{"stage": "old", "row": 0, "op": "of before", "by": "us", "ms": 1}\n')
     run(results, program=("-c", PROGRAM), root=tmp_path)
@@ -91,11 +105,15 @@ def test_what_breaks_is_written_down_and_stops_nothing_else(tmp_path):
     assert fake["hangs"]["failed"] == "the row's time was over"
     assert fake["skips"]["skipped"] == "no_such_package is not installed"
     assert "failed" in fake["poisoned"]
+    finished = [r["by"] for r in records if "by" in r and "started" not in r]
+    assert finished[1] == "at first" and finished.count("at first") == 1
+    assert finished.index("later") > finished.index("same process")
     assert fake["process"]["process"] == fake["same process"]["process"]
     assert rows(records, "slow")["sleeps"]["failed"] == "the stage's time was over"
     assert "behind it" not in rows(records, "slow")
     ends = {r["stage"]: r["end"] for r in records if "end" in r}
-    assert ends["fake"] == "done" and ends["slow"] == "stopped after 2 s"
+    assert ends["parts first"] == ends["parts rest"] == ends["fake"] == "done"
+    assert ends["slow"] == "stopped after 2 s"
     assert ends["no_such_stage"].startswith("failed: exit status 1")
     assert "no_such_stage" in ends["no_such_stage"]
     assert ends["last"].startswith("skipped: ")
@@ -143,6 +161,40 @@ def test_the_library_is_built_where_none_is_installed(tmp_path, monkeypatch):
     assert build.OURS.exists() and [command[0] for command in ran] == ["cmake", "cmake"]
     monkeypatch.setattr(build.ffi, "library_path", lambda library: tmp_path / f"{library}.so")
     assert build.compile_library() == dict(installed=str(tmp_path / "cuda.so"))
+
+
+def test_a_library_that_came_along_stays_where_the_build_fails(tmp_path, monkeypatch):
+    from benchmarks.gpu_stages import build, results
+
+    ours = tmp_path / "came_along.so"
+    ours.write_text("whole")
+    monkeypatch.setenv(results.END, str(time.monotonic() + 60))
+    monkeypatch.setattr(results, "platform", lambda: "gpu")
+    monkeypatch.setattr(build, "OURS", ours)
+    monkeypatch.setattr(build.ffi, "library_path", lambda library: ours)
+    monkeypatch.setattr(build, "status", lambda: "loaded")
+    for returned, why in ((None, "not done after 4"), (1, "error: wrong")):
+        monkeypatch.setattr(stage, "call", lambda *args, r=returned: (r, "a\nerror: wrong\nb"))
+        result = build.build(lambda: None)
+        assert result["failed"].startswith(why) and result["status"] == "loaded"
+    assert ours.read_text() == "whole"
+
+
+def test_what_a_tool_says_outlives_its_end(tmp_path, monkeypatch):
+    from benchmarks.gpu_stages import results
+
+    monkeypatch.setattr(results, "file", lambda: tmp_path / "gpu.jsonl")
+    assert stage.call(["sh", "-c", "echo before; exit 3"], "tool", 60) == (3, "before\n")
+    late = stage.call(["sh", "-c", "echo said; exec sleep 60"], "tool", 1)
+    assert late == (None, "said\n")
+    assert (tmp_path / "gpu.tool.log").read_text() == "before\nsaid\n"
+
+
+def test_stages_fit_the_budget():
+    assert sum(stage.least for stage in gpu.ALL) <= gpu.BUDGET.default - 30
+    assert gpu.BUDGET.default <= 500  # of 600, with the start of the machine
+    parts = [stage.name for stage in gpu.ALL if stage.part]
+    assert sorted(parts) == sorted(2 * list(dict.fromkeys(parts)))
 
 
 def test_rows_on_a_gpu(monkeypatch):

@@ -15,9 +15,9 @@ from benchmarks.gpu_stages.stage import Row, need
 def rows() -> list[Row]:
     names = [(name, kind) for name in gemms() for kind in KINDS]
     return [
-        Row("copy", "torch", copy_torch, 30, first=True),
+        Row("copy", "torch", copy_torch, 30),
         *(
-            Row(f"gemm {name} {kind}", by, partial(product, name, kind), 30, first=True)
+            Row(f"gemm {name} {kind}", by, partial(product, name, kind), 30)
             for by, product in (("torch", product_torch), ("jax", product_jax))
             for name, kind in names
         ),

@@ -72,8 +72,8 @@ def prepare(recipe: str, backend: str) -> Callable:
 
 
 def main(_) -> None:
-    for recipe in RECIPES:
-        for backend in BACKENDS:
+    for backend in BACKENDS:
+        for recipe in RECIPES:
             try:
                 print(f"warm: {recipe} {backend}: {prepare(recipe, backend)().item()}")
             except Exception:  # the stage that needs it will say so
