@@ -231,6 +231,7 @@ def test_table_of_results(tmp_path):
                 loss_last=9.5, steps=40, peak_gib=30)  # fmt: skip
     lines = [
         dict(stage="ceilings", row=0, op="copy", by="torch", ms=2, tbs=4),
+        dict(stage="ceilings", row=1, op="gemm qkv fwd", by="torch", ms=9, tflops=0.0),  # rounded
         dict(stage="kernels", row=0, op="gelu backward", by="cuda", started=True),
         dict(stage="kernels", row=0, op="gelu backward", by="cuda", ms=0.2, tbs=3.2),
         dict(stage="kernels", row=1, op="gelu backward", by="jnp", ms=0.5, tbs=1.3),

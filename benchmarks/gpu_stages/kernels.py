@@ -124,14 +124,13 @@ def time_gelu_backward(by: str) -> dict:
 
 def random_like(shapes, seed: int, scale: float):
     leaves, tree = jax.tree.flatten(shapes)
-    keys = list(jax.random.split(jax.random.key(seed), len(leaves)))
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
 
-    @jax.jit
-    def make():
-        pairs = zip(keys, leaves, strict=True)
-        return [(scale * jax.random.normal(key, x.shape)).astype(x.dtype) for key, x in pairs]
+    def make(key, x):
+        return (scale * jax.random.normal(key, x.shape)).astype(x.dtype)
 
-    return tree.unflatten(make())
+    # One by one: of layers alike it is compiled once, and together it takes minutes.
+    return tree.unflatten(map(make, keys, leaves))
 
 
 def gradients(seed: int):

@@ -128,8 +128,8 @@ def step_table(rows: list[dict]) -> list[str]:
 def measured_ceilings(rows: list[dict]) -> tuple[float, float, str]:
     """(FLOP/s, bytes/s, what they are)."""
     ceilings = [row for row in rows if row["stage"] == "ceilings"]
-    flops = [row["tflops"] for row in ceilings if "tflops" in row]
-    copies = [row["tbs"] for row in ceilings if "tbs" in row]
+    flops = [row["tflops"] for row in ceilings if row.get("tflops")]
+    copies = [row["tbs"] for row in ceilings if row.get("tbs")]
     told = [
         f"products {'measured' if flops else 'assumed'}",
         f"memory {'measured' if copies else 'assumed'}",
