@@ -74,11 +74,14 @@ class Library(NamedTuple):
     file: str
     xla_platform: str  # what XLA registers its handlers under
     handlers: tuple[str, ...]
+    texts: tuple[str, ...] = ()  # its functions that give one
 
 
 LIBRARIES = {
-    "cpu": Library("libllmc_cpu.so", "cpu", CPU_HANDLERS),
-    "cuda": Library("libllmc_cuda.so", "CUDA", CUDA_HANDLERS),
+    "cpu": Library(
+        "libllmc_cpu.so", "cpu", CPU_HANDLERS, ("llmc_active_isa", "llmc_supported_isas")
+    ),
+    "cuda": Library("libllmc_cuda.so", "CUDA", CUDA_HANDLERS, ("llmc_cuda_build",)),
     # the same kernels, run on the CPU for tests: see ffi/emulator
     "emulated": Library("libllmc_emulated.so", "cpu", CUDA_HANDLERS),
 }
@@ -89,12 +92,12 @@ LIBRARY_OF = {"cpu": "cpu", "gpu": "cuda"}
 
 def available(library: str) -> bool:
     """Whether the kernels of `library` (cpu, cuda, emulated) are loaded and registered."""
-    return not _load(library)
+    return not _load(library)[0]
 
 
 def require(library: str, asked: str = "ffi") -> None:
     """Raises BadInput with the reason when `library`, which --ops=`asked` needs, is not loaded."""
-    if reason := _load(library):
+    if reason := _load(library)[0]:
         raise BadInput(f"--ops asks for {asked}, but {reason}.")
 
 
@@ -103,20 +106,23 @@ def status(platform: str) -> str:
     if platform not in LIBRARY_OF:
         return f"there are no kernels for {platform}"
     library = LIBRARY_OF[platform]
-    if reason := _load(library):
+    reason, loaded = _load(library)
+    if reason:
         return reason
-    detail = active_isa() if library == "cpu" else _library("cuda").llmc_cuda_build().decode()
+    detail = active_isa() if library == "cpu" else loaded.llmc_cuda_build().decode()
     return f"{LIBRARIES[library].file} loaded, {detail}"
 
 
 def supported_isas() -> tuple[str, ...]:
     """The instruction sets of this machine that the CPU kernels exist for, best first."""
-    return tuple(_cpu().llmc_supported_isas().decode().split(",")) if available("cpu") else ()
+    _, cpu = _load("cpu")
+    return tuple(cpu.llmc_supported_isas().decode().split(",")) if cpu else ()
 
 
 def active_isa() -> str:
     """The instruction set in use; empty without the kernels of the CPU."""
-    return _cpu().llmc_active_isa().decode() if available("cpu") else ""
+    _, cpu = _load("cpu")
+    return cpu.llmc_active_isa().decode() if cpu else ""
 
 
 def select_isa(name: str) -> None:
@@ -124,11 +130,12 @@ def select_isa(name: str) -> None:
 
     Raises BadInput where the machine or the library lacks it.
     """
-    if name == "auto" and not available("cpu"):
+    reason, cpu = _load("cpu")
+    if reason and name == "auto":
         return
-    if not available("cpu"):
-        raise BadInput(f"--cpu_isa={name} needs the kernels of the CPU, but {_load('cpu')}.")
-    if not _cpu().llmc_select_isa(name.encode()):
+    if reason:
+        raise BadInput(f"--cpu_isa={name} needs the kernels of the CPU, but {reason}.")
+    if not cpu.llmc_select_isa(name.encode()):
         raise BadInput(
             f"--cpu_isa={name}: this machine has {', '.join(supported_isas())}; "
             "write one of them, or auto for the best."
@@ -140,8 +147,9 @@ def trim_memory() -> None:
 
     Does nothing without the kernels of the CPU.
     """
-    if available("cpu"):
-        _cpu().llmc_trim_memory()
+    _, cpu = _load("cpu")
+    if cpu:
+        cpu.llmc_trim_memory()
 
 
 def call(target: str, results: list, aliases: dict[int, int] | None = None) -> Callable:
@@ -165,13 +173,13 @@ def call(target: str, results: list, aliases: dict[int, int] | None = None) -> C
 
 
 @functools.cache
-def _load(library: str) -> str:
-    """Load and register `library`; '' or the reason it was not."""
+def _load(library: str) -> tuple[str, ctypes.CDLL | None]:
+    """Load and register `library`: ('', it), or (the reason why it is not used, None)."""
     path = library_path(library)
     if path is None:
-        return f"{LIBRARIES[library].file} was not built (build it: {_BUILD[library]})"
+        return f"{LIBRARIES[library].file} was not built (build it: {_BUILD[library]})", None
     if library == "cuda" and (reason := _unfit_gpu(jax.devices())):
-        return reason
+        return reason, None
     return register(path, LIBRARIES[library])
 
 
@@ -194,22 +202,8 @@ def library_path(library: str) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
-@functools.cache
-def _library(library: str) -> ctypes.CDLL:
-    """A loaded library, for its plain C functions."""
-    loaded = ctypes.CDLL(str(library_path(library)))
-    for name in ("llmc_active_isa", "llmc_supported_isas", "llmc_cuda_build"):
-        if hasattr(loaded, name):
-            getattr(loaded, name).restype = ctypes.c_char_p
-    return loaded
-
-
-def _cpu() -> ctypes.CDLL:
-    return _library("cpu")
-
-
-def register(path: Path, kind: Library) -> str:
-    """Register the handlers of the library at `path`; '' or the reason it was refused.
+def register(path: Path, kind: Library) -> tuple[str, ctypes.CDLL | None]:
+    """Register the handlers of the library at `path`: like _load.
 
     A library built with headers newer than the installed jaxlib must not be registered at all:
     it would keep JAX's backend itself from starting.
@@ -217,22 +211,31 @@ def register(path: Path, kind: Library) -> str:
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        return f"{path.name} cannot be loaded: {error}"
+        return f"{path.name} cannot be loaded: {error}", None
+    if reason := _misfit(library, kind):
+        return f"{path.name} {reason}", None
+    for name in kind.texts:
+        getattr(library, name).restype = ctypes.c_char_p
+    for handler in kind.handlers:
+        capsule = jax.ffi.pycapsule(getattr(library, handler))
+        jax.ffi.register_ffi_target(handler, capsule, platform=kind.xla_platform)
+    return "", library
+
+
+def _misfit(library: ctypes.CDLL, kind: Library) -> str:
+    """What keeps `library` from being used with this jaxlib and this package; '' if nothing."""
     built = library.llmc_ffi_api_version()
     installed = _installed_api_version()
     if built > installed:
         return (
-            f"{path.name} was built for XLA FFI 0.{built} and the installed jaxlib speaks "
-            f"0.{installed} (rebuild it: {REBUILD})"
+            f"was built for XLA FFI 0.{built} and the installed jaxlib speaks 0.{installed} "
+            f"(rebuild it: {REBUILD})"
         )
     interface = library.llmc_interface() if hasattr(library, "llmc_interface") else 0
-    missing = [name for name in kind.handlers if not hasattr(library, name)]
+    missing = [name for name in kind.handlers + kind.texts if not hasattr(library, name)]
     if missing or interface != INTERFACE:
         lacks = f", it lacks {missing[0]}" if missing else ""
-        return f"{path.name} was built from another commit{lacks} (rebuild it: {REBUILD})"
-    for handler in kind.handlers:
-        capsule = jax.ffi.pycapsule(getattr(library, handler))
-        jax.ffi.register_ffi_target(handler, capsule, platform=kind.xla_platform)
+        return f"was built from another commit{lacks} (rebuild it: {REBUILD})"
     return ""
 
 

@@ -50,7 +50,7 @@ def test_it_loads_without_a_gpu_and_says_what_it_was_built_for():
     if ffi.library_path("cuda") is None:
         pytest.skip(ffi.status("gpu"))
     assert ffi.status("gpu").startswith("libllmc_cuda.so loaded, nvcc 1")
-    library = ffi._library("cuda")
+    _, library = ffi._load("cuda")
     assert all(hasattr(library, handler) for handler in ffi.CUDA_HANDLERS)
 
 

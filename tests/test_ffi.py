@@ -29,20 +29,21 @@ def test_the_library_says_what_it_was_built_with():
 def test_a_library_for_a_newer_ffi_is_refused_before_it_is_registered(monkeypatch):
     monkeypatch.setattr(ffi, "_installed_api_version", lambda: 0)
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: pytest.fail("registered"))
-    reason = ffi.register(library_path(), ffi.LIBRARIES["cpu"])
+    reason, _ = ffi.register(library_path(), ffi.LIBRARIES["cpu"])
     assert "speaks 0.0" in reason and ffi.REBUILD in reason
 
 
 def test_a_library_without_all_handlers_is_refused_before_any_is_registered(monkeypatch):
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: pytest.fail("registered"))
     newer = ffi.LIBRARIES["cpu"]._replace(handlers=("llmc_adamw", "llmc_new_forward"))
-    assert "lacks llmc_new_forward (rebuild it:" in ffi.register(library_path(), newer)
+    reason, _ = ffi.register(library_path(), newer)
+    assert "lacks llmc_new_forward (rebuild it:" in reason
 
 
 def test_a_library_of_another_commit_is_refused_before_it_is_registered(monkeypatch):
     monkeypatch.setattr(ffi, "INTERFACE", ffi.INTERFACE + 1)
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: pytest.fail("registered"))
-    reason = ffi.register(library_path(), ffi.LIBRARIES["cpu"])
+    reason, _ = ffi.register(library_path(), ffi.LIBRARIES["cpu"])
     assert reason == f"libllmc_cpu.so was built from another commit (rebuild it: {ffi.REBUILD})"
 
 
@@ -59,12 +60,15 @@ def test_the_interface_has_a_new_number_when_a_handler_changes():
 
 def test_a_file_that_is_no_library_is_refused(tmp_path):
     (tmp_path / "libllmc_cpu.so").write_text("not a library")
-    reason = ffi.register(tmp_path / "libllmc_cpu.so", ffi.LIBRARIES["cpu"])
-    assert "cannot be loaded" in reason
+    reason, library = ffi.register(tmp_path / "libllmc_cpu.so", ffi.LIBRARIES["cpu"])
+    assert "cannot be loaded" in reason and library is None
 
 
 def test_without_a_library_auto_is_jnp_and_a_named_kernel_is_an_error(monkeypatch):
-    monkeypatch.setattr(ffi, "_load", lambda name: f"{ffi.LIBRARIES[name].file} was not built")
+    def missing(library):
+        return f"{ffi.LIBRARIES[library].file} was not built", None
+
+    monkeypatch.setattr(ffi, "_load", missing)
     assert set(ops.select("auto", "cpu")[1].values()) == {"jnp"}
     with pytest.raises(BadInput, match=r"libllmc_cpu\.so was not built"):
         ops.select("attention=ffi", "cpu")

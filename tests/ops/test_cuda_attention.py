@@ -128,7 +128,7 @@ def test_head_sizes_without_a_kernel_are_refused(HS, dtype, accepted):
 
 
 def test_auto_takes_another_attention_for_other_heads(monkeypatch):
-    monkeypatch.setattr(ffi, "_load", lambda library: "")
+    monkeypatch.setattr(ffi, "_load", lambda library: ("", None))
     assert ops.select("auto", "gpu", 64)[1]["attention"] == "cuda"
     assert ops.select("auto", "gpu", 96)[1]["attention"] == "jnp"
     assert ops.select("auto,attention=cudnn", "gpu", 96)[1]["attention"] == "cudnn"
