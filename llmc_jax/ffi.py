@@ -28,9 +28,6 @@ _BUILD = {
 # What handlers take and give, numbered: a library of another number is of another commit.
 INTERFACE = 3
 
-# The first compute capability that the CUDA kernels are built for.
-OLDEST_GPU = "8.0"
-
 CPU_HANDLERS = (
     "llmc_encoder_forward",
     "llmc_encoder_backward",
@@ -81,7 +78,9 @@ LIBRARIES = {
     "cpu": Library(
         "libllmc_cpu.so", "cpu", CPU_HANDLERS, ("llmc_active_isa", "llmc_supported_isas")
     ),
-    "cuda": Library("libllmc_cuda.so", "CUDA", CUDA_HANDLERS, ("llmc_cuda_build",)),
+    "cuda": Library(
+        "libllmc_cuda.so", "CUDA", CUDA_HANDLERS, ("llmc_cuda_build", "llmc_cuda_load")
+    ),
     # the same kernels, run on the CPU for tests: see ffi/emulator
     "emulated": Library("libllmc_emulated.so", "cpu", CUDA_HANDLERS),
 }
@@ -178,21 +177,7 @@ def _load(library: str) -> tuple[str, ctypes.CDLL | None]:
     path = library_path(library)
     if path is None:
         return f"{LIBRARIES[library].file} was not built (build it: {_BUILD[library]})", None
-    if library == "cuda" and (reason := _unfit_gpu(jax.devices())):
-        return reason, None
     return register(path, LIBRARIES[library])
-
-
-def _unfit_gpu(devices: list) -> str:
-    """Why the CUDA kernels cannot run on one of `devices`; '' if they can."""
-    for device in devices:
-        capability = getattr(device, "compute_capability", OLDEST_GPU)
-        if tuple(map(int, capability.split("."))) < tuple(map(int, OLDEST_GPU.split("."))):
-            return (
-                f"{LIBRARIES['cuda'].file} needs compute capability {OLDEST_GPU} (A100) or "
-                f"newer, and {device.device_kind} has {capability}"
-            )
-    return ""
 
 
 def library_path(library: str) -> Path | None:
@@ -216,6 +201,8 @@ def register(path: Path, kind: Library) -> tuple[str, ctypes.CDLL | None]:
         return f"{path.name} {reason}", None
     for name in kind.texts:
         getattr(library, name).restype = ctypes.c_char_p
+    if kind.xla_platform == "CUDA" and (reason := _load_onto(library, jax.local_devices())):
+        return f"{path.name} {reason}", None
     for handler in kind.handlers:
         capsule = jax.ffi.pycapsule(getattr(library, handler))
         jax.ffi.register_ffi_target(handler, capsule, platform=kind.xla_platform)
@@ -236,6 +223,22 @@ def _misfit(library: ctypes.CDLL, kind: Library) -> str:
     if missing or interface != INTERFACE:
         lacks = f", it lacks {missing[0]}" if missing else ""
         return f"was built from another commit{lacks} (rebuild it: {REBUILD})"
+    return ""
+
+
+def _load_onto(library: ctypes.CDLL, devices: list) -> str:
+    """Load the kernels of `library` onto every GPU of `devices`; '' or why they do not run on one.
+
+    Where CUDA did that by itself, at their first launches, a step could hang: see load.cu.
+    """
+    for device in devices:
+        if device.platform != "gpu":  # without a GPU the library is still there to lower for one
+            continue
+        if error := library.llmc_cuda_load(device.local_hardware_id):
+            return (
+                f"does not run on {device.device_kind}: {error.decode()} "
+                f"(for an A100 or newer, rebuild it: {_BUILD['cuda']})"
+            )
     return ""
 
 

@@ -50,7 +50,7 @@ def read(library: Path) -> dict[str, Kernels]:
     architectures: dict[str, Kernels] = {}
     kernels: Kernels = {}
     name, beside = "", False
-    for line in [*_dump(library, "-res-usage"), *_dump(library, "-sass")]:
+    for line in [*dump(library, "-res-usage"), *dump(library, "-sass")]:
         if match := re.match(r"arch = (\w+)", line):
             kernels = architectures.setdefault(match[1], {})
         elif match := re.match(r"\s*Function\s*:?\s*([\w$]+)", line):
@@ -76,7 +76,7 @@ def _is(instruction: str, opcode: str) -> bool:
     return found[0] == parts[0] and set(parts) <= set(found)
 
 
-def _dump(library: Path, what: str) -> list[str]:
+def dump(library: Path, what: str) -> list[str]:
     command = [cuobjdump(), what, str(library)]
     environment = {"PATH": str(Path(command[0]).parent)}  # it starts nvdisasm
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

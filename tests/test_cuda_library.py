@@ -1,10 +1,13 @@
 """The CUDA library as nvcc built it, without a GPU: its exports and its code."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 
 from llmc_jax import ffi
@@ -102,11 +105,44 @@ def test_the_code_is_what_was_committed(kernels):
     assert kernels == golden["kernels"]
 
 
-@pytest.mark.parametrize(("capability", "fits"), [("7.5", False), ("8.0", True), ("12.0", True)])
-def test_an_old_gpu_is_told_what_is_needed(capability, fits):
-    class Device:
-        compute_capability = capability
-        device_kind = "Tesla"
+def gpu(kind: str, number: int, capability: str = "8.0") -> SimpleNamespace:
+    """What JAX says of a GPU; its `id` counts those of all processes."""
+    return SimpleNamespace(
+        platform="gpu",
+        device_kind=kind,
+        local_hardware_id=number,
+        id=10 + number,
+        compute_capability=capability,
+    )
 
-    reason = ffi._unfit_gpu([Device()])
-    assert reason == "" if fits else "needs compute capability 8.0 (A100) or newer" in reason
+
+def test_a_gpu_it_does_not_run_on_is_why_it_is_not_registered(monkeypatch):
+    if not (path := ffi.library_path("cuda")):
+        pytest.skip(ffi.status("gpu"))
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu("Tesla T4", 99)])  # nobody's number
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: pytest.fail("registered"))
+    reason, library = ffi.register(path, ffi.LIBRARIES["cuda"])
+    assert re.match(r"libllmc_cuda\.so does not run on Tesla T4: .*(CUDA|device)", reason)
+    assert f"rebuild it: {ffi.REBUILD} -C cmake.define.LLMC_CUDA=ON" in reason and library is None
+
+
+def test_kernels_are_loaded_onto_each_gpu_of_this_process_by_its_number_here():
+    asked = []
+    library = SimpleNamespace(llmc_cuda_load=asked.append)
+    gpus = [gpu("H100", 2), gpu("H100", 3)]
+    assert ffi._load_onto(library, [*jax.devices("cpu"), *gpus]) == ""
+    assert asked == [2, 3]
+
+
+def test_the_gpu_that_refuses_is_named_with_what_cuda_says():
+    library = SimpleNamespace(llmc_cuda_load=lambda number: b"no kernel image" if number else None)
+    reason = ffi._load_onto(library, [gpu("A100", 0), gpu("AMD Instinct MI250", 1, "gfx90a")])
+    assert reason.startswith("does not run on AMD Instinct MI250: no kernel image (")
+
+
+def test_every_kernel_is_among_those_that_are_loaded(kernels):
+    """They are known by being launched; what is compiled is more where one is forgotten."""
+    dump = sass.dump(ffi.library_path("cuda"), "-res-usage")
+    compiled = sum(line.lstrip().startswith("Function ") for line in dump)
+    _, library = ffi._load("cuda")
+    assert library.llmc_cuda_kernels() * len(kernels) == compiled

@@ -139,7 +139,7 @@ Status Run(Stream stream, int count, const AdamWLeaf* leaves, const AdamWHyper& 
     }
     if (chunks == 0) continue;
     unsigned blocks = static_cast<unsigned>(std::min<int64_t>(chunks, kBlocks<P>));
-    Status status = Launch(AdamWKernel<P>, blocks, kThreads, 0, stream, part, hyper);
+    Status status = Launch(Kernel<AdamWKernel<P>>, blocks, kThreads, 0, stream, part, hyper);
     if (!status.ok()) return status;
   }
   return {};

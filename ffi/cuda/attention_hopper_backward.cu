@@ -291,8 +291,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename T>
-Status Backward(Stream stream, AttentionSizes sizes, const T* out, const float* lse, const T* dout,
-                const T* qkv, T* dqkv, float* delta, float* dq_sum) {
+Status Run(Stream stream, AttentionSizes sizes, const T* out, const float* lse, const T* dout,
+           const T* qkv, T* dqkv, float* delta, float* dq_sum) {
   Shape shape(sizes, kKeys);
   int NH = shape.NH;
   float scale = 1 / std::sqrt(static_cast<float>(kHS));
@@ -303,8 +303,8 @@ Status Backward(Stream stream, AttentionSizes sizes, const T* out, const float* 
   if (status.ok())
     status = attention::StartDelta<T, kHS>(stream, sizes, out, dout, delta, dq_sum);
   if (status.ok())
-    status = Launch(Backward<T>, Blocks(shape), kThreads, sizeof(BackwardShared<T>), stream, shape,
-                    scale, qkv_map, dout_map, dqkv_map, lse, delta, dq_sum);
+    status = Launch(Kernel<Backward<T>>, Blocks(shape), kThreads, sizeof(BackwardShared<T>),
+                    stream, shape, scale, qkv_map, dout_map, dqkv_map, lse, delta, dq_sum);
   if (status.ok())
     status = attention::StartRoundDq<T, kHS>(stream, sizes, scale, dq_sum, dqkv);
   return status;
@@ -320,9 +320,9 @@ Status AttentionBackwardHopper(Stream stream, Type type, AttentionSizes sizes, c
     return {"no kernel of attention for this type and head size"};
   auto run = [&](auto zero) {
     using T = decltype(zero);
-    return hopper::Backward<T>(stream, sizes, static_cast<const T*>(out), lse,
-                               static_cast<const T*>(dout), static_cast<const T*>(qkv),
-                               static_cast<T*>(dqkv), delta, dq_sum);
+    return hopper::Run<T>(stream, sizes, static_cast<const T*>(out), lse,
+                          static_cast<const T*>(dout), static_cast<const T*>(qkv),
+                          static_cast<T*>(dqkv), delta, dq_sum);
   };
   return type == Type::kBF16 ? run(bf16{}) : run(f16{});
 }

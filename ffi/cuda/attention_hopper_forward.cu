@@ -269,7 +269,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename T, int kHS>
-Status Forward(Stream stream, AttentionSizes sizes, const void* qkv, void* out, float* lse) {
+Status Run(Stream stream, AttentionSizes sizes, const void* qkv, void* out, float* lse) {
   Shape shape(sizes, kQueries);
   int NH = shape.NH;
   ptx::TensorMap qkv_map, out_map;
@@ -277,8 +277,8 @@ Status Forward(Stream stream, AttentionSizes sizes, const void* qkv, void* out, 
   if (status.ok()) status = MapRows(&out_map, sizes, NH, kOwn, out);
   if (!status.ok()) return status;
   static_assert(kQueries == kKeys, "one map for all");
-  return Launch(Forward<T, kHS>, Blocks(shape), kThreads, sizeof(ForwardShared<T, kHS>), stream,
-                shape, 1 / std::sqrt(static_cast<float>(kHS)), qkv_map, out_map, lse);
+  return Launch(Kernel<Forward<T, kHS>>, Blocks(shape), kThreads, sizeof(ForwardShared<T, kHS>),
+                stream, shape, 1 / std::sqrt(static_cast<float>(kHS)), qkv_map, out_map, lse);
 }
 
 }  // namespace
@@ -287,7 +287,7 @@ Status Forward(Stream stream, AttentionSizes sizes, const void* qkv, void* out, 
 Status AttentionForwardHopper(Stream stream, Type type, AttentionSizes sizes, const void* qkv,
                               void* out, float* lse) {
   return ForTypeAndHeadSize(type, sizes.HS, [&](auto zero, auto head_size) {
-    return hopper::Forward<decltype(zero), head_size>(stream, sizes, qkv, out, lse);
+    return hopper::Run<decltype(zero), head_size>(stream, sizes, qkv, out, lse);
   });
 }
 

@@ -306,14 +306,16 @@ Status Backward(Stream stream, AttentionSizes sizes, bool deterministic, const T
   Status status = StartDelta<T, kHS>(stream, sizes, out, dout, delta, dq_sum);
   if (!status.ok()) return status;
   if (deterministic) {
-    status = Launch(KeysBackward<T, kHS, false>, blocks, kThreads, sizeof(KeysShared<T, kHS>),
-                    stream, shape, scale, lse, dout, qkv, delta, dqkv, dq_sum);
+    status = Launch(Kernel<KeysBackward<T, kHS, false>>, blocks, kThreads,
+                    sizeof(KeysShared<T, kHS>), stream, shape, scale, lse, dout, qkv, delta, dqkv,
+                    dq_sum);
     if (!status.ok()) return status;
-    return Launch(QueriesBackward<T, kHS>, blocks, kThreads, sizeof(QueriesShared<T, kHS>), stream,
-                  shape, scale, lse, dout, qkv, delta, dqkv);
+    return Launch(Kernel<QueriesBackward<T, kHS>>, blocks, kThreads,
+                  sizeof(QueriesShared<T, kHS>), stream, shape, scale, lse, dout, qkv, delta, dqkv);
   }
-  status = Launch(KeysBackward<T, kHS, true>, blocks, kThreads, sizeof(KeysSharedWithDs<T, kHS>),
-                  stream, shape, scale, lse, dout, qkv, delta, dqkv, dq_sum);
+  status = Launch(Kernel<KeysBackward<T, kHS, true>>, blocks, kThreads,
+                  sizeof(KeysSharedWithDs<T, kHS>), stream, shape, scale, lse, dout, qkv, delta,
+                  dqkv, dq_sum);
   if (!status.ok()) return status;
   return StartRoundDq<T, kHS>(stream, sizes, scale, dq_sum, dqkv);
 }

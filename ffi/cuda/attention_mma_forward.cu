@@ -166,7 +166,7 @@ Status AttentionForwardMma(Stream stream, Type type, AttentionSizes sizes, const
     using T = decltype(zero);
     constexpr int kHS = head_size;
     attention::Shape shape(sizes, attention::kQueries<kHS>);
-    return Launch(attention::Forward<T, kHS>, sizes.B * sizes.NH * shape.tiles,
+    return Launch(Kernel<attention::Forward<T, kHS>>, sizes.B * sizes.NH * shape.tiles,
                   attention::kThreads, sizeof(attention::Shared<T, kHS>), stream, shape,
                   1 / std::sqrt(static_cast<float>(kHS)), static_cast<const T*>(qkv),
                   static_cast<T*>(out), lse);

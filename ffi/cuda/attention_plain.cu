@@ -240,7 +240,7 @@ float Scale(const AttentionSizes& sizes) { return 1 / std::sqrt(static_cast<floa
 Status AttentionForwardPlain(Stream stream, AttentionSizes sizes, const float* qkv, float* out,
                              float* lse) {
   int tiles = attention::Tiles(sizes);
-  return Launch(attention::PlainForward, sizes.B * sizes.NH * tiles, attention::kThreads,
+  return Launch(Kernel<attention::PlainForward>, sizes.B * sizes.NH * tiles, attention::kThreads,
                 sizeof(attention::ForwardShared), stream, sizes, tiles, attention::Scale(sizes),
                 qkv, out, lse);
 }
@@ -251,9 +251,11 @@ Status AttentionBackwardPlain(Stream stream, AttentionSizes sizes, const float* 
   int tiles = attention::Tiles(sizes);
   int64_t blocks = sizes.B * sizes.NH * tiles;
   int64_t rows = sizes.B * sizes.T * sizes.NH;
-  Status status = Launch(attention::PlainDelta, CeilDiv(rows * kWarpSize, attention::kThreads),
-                         attention::kThreads, 0, stream, sizes, out, dout, delta);
-  for (auto* kernel : {attention::PlainKeysBackward, attention::PlainQueriesBackward}) {
+  Status status =
+      Launch(Kernel<attention::PlainDelta>, CeilDiv(rows * kWarpSize, attention::kThreads),
+             attention::kThreads, 0, stream, sizes, out, dout, delta);
+  for (auto& kernel :
+       {Kernel<attention::PlainKeysBackward>, Kernel<attention::PlainQueriesBackward>}) {
     if (!status.ok()) return status;
     status = Launch(kernel, blocks, attention::kThreads, sizeof(attention::BackwardShared), stream,
                     sizes, tiles, attention::Scale(sizes), lse, dout, qkv, delta, dqkv);

@@ -10,6 +10,9 @@ namespace llmc::cuda::attention {
 // other in one sequence, so that it divides in 32 bits.
 constexpr int kPointwise = 256;
 
+// Of each file that launches them: nvcc < 13 would register one name for several kernels.
+namespace {
+
 // delta = rowsum(dout out), and zeros for dq_sum, if there is one.
 template <typename T, int kHS>
 __global__ void __launch_bounds__(kPointwise)
@@ -52,6 +55,8 @@ __global__ void __launch_bounds__(kPointwise)
   dq.Store(dqkv + row * 3 * C + column);
 }
 
+}  // namespace
+
 inline unsigned PointwiseBlocks(const AttentionSizes& sizes, int vec) {
   return static_cast<unsigned>(CeilDiv(sizes.T * sizes.NH * sizes.HS, vec * kPointwise));
 }
@@ -60,16 +65,16 @@ template <typename T, int kHS>
 Status StartDelta(Stream stream, const AttentionSizes& sizes, const T* out, const T* dout,
                   float* delta, float* dq_sum) {
   unsigned blocks = PointwiseBlocks(sizes, Vec<T>::kSize);
-  return Launch(Delta<T, kHS>, sizes.B * blocks, kPointwise, 0, stream, Shape(sizes, 1), blocks,
-                out, dout, delta, dq_sum);
+  return Launch(Kernel<Delta<T, kHS>>, sizes.B * blocks, kPointwise, 0, stream, Shape(sizes, 1),
+                blocks, out, dout, delta, dq_sum);
 }
 
 template <typename T, int kHS>
 Status StartRoundDq(Stream stream, const AttentionSizes& sizes, float scale, const float* dq_sum,
                     T* dqkv) {
   unsigned blocks = PointwiseBlocks(sizes, Vec<T>::kSize);
-  return Launch(RoundDq<T, kHS>, sizes.B * blocks, kPointwise, 0, stream, Shape(sizes, 1), blocks,
-                scale, dq_sum, dqkv);
+  return Launch(Kernel<RoundDq<T, kHS>>, sizes.B * blocks, kPointwise, 0, stream, Shape(sizes, 1),
+                blocks, scale, dq_sum, dqkv);
 }
 
 }  // namespace llmc::cuda::attention

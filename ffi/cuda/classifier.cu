@@ -189,22 +189,23 @@ template <typename T>
 Status Forward(Stream stream, int64_t N, int V, int Vp, const int* targets, const float* dlosses,
                T* logits, float* losses) {
   unsigned grid = static_cast<unsigned>(N);
-  auto launch = [&](auto kernel, size_t shared) {
+  auto launch = [&](const auto& kernel, size_t shared) {
     return Launch(kernel, grid, kThreads<T>, shared, stream, targets, dlosses, logits, losses, V,
                   Vp);
   };
   size_t staged = sizeof(Shared) + Vp * sizeof(T);
-  if (!Vectorised(logits, Vp)) return launch(CrossEntropy<T, One<T>, false>, sizeof(Shared));
+  if (!Vectorised(logits, Vp))
+    return launch(Kernel<CrossEntropy<T, One<T>, false>>, sizeof(Shared));
   if (staged > static_cast<size_t>(SharedMemoryLimit()))
-    return launch(CrossEntropy<T, Vec<T>, false>, sizeof(Shared));
-  return launch(CrossEntropy<T, Vec<T>, true>, staged);
+    return launch(Kernel<CrossEntropy<T, Vec<T>, false>>, sizeof(Shared));
+  return launch(Kernel<CrossEntropy<T, Vec<T>, true>>, staged);
 }
 
 template <typename T>
 Status Losses(Stream stream, int64_t N, int V, int Vp, const int* targets, const T* logits,
               float* losses) {
-  auto kernel = Vectorised(logits, Vp) ? CrossEntropyLosses<T, Vec<T>>
-                                       : CrossEntropyLosses<T, One<T>>;
+  auto kernel = Vectorised(logits, Vp) ? Kernel<CrossEntropyLosses<T, Vec<T>>>
+                                       : Kernel<CrossEntropyLosses<T, One<T>>>;
   return Launch(kernel, static_cast<unsigned>(N), kThreads<T>, sizeof(Shared), stream, targets,
                 logits, losses, V, Vp);
 }

@@ -145,13 +145,14 @@ Status Backward(Stream stream, const EncoderSizes& s, const T* dout, const Sorte
                 float* dwpe) {
   unsigned windows = CeilDiv(sorted.N, kWindow);
   Blocks by_vector(sorted.C, Vector::kSize), by_one(sorted.C, 1);
-  Status status = Launch(AddRuns<Vector, T>, dim3(windows, by_vector.slices), by_vector.threads, 0,
-                         stream, dout, sorted);
+  Status status = Launch(Kernel<AddRuns<Vector, T>>, dim3(windows, by_vector.slices),
+                         by_vector.threads, 0, stream, dout, sorted);
   if (!status.ok()) return status;
-  status = Launch(JoinRuns, dim3(windows, by_one.slices), by_one.threads, 0, stream, sorted);
+  status = Launch(Kernel<JoinRuns>, dim3(windows, by_one.slices), by_one.threads, 0, stream,
+                  sorted);
   if (!status.ok()) return status;
-  return Launch(AddBatch<Vector, T>, dim3(s.max_T, by_vector.slices), by_vector.threads, 0, stream,
-                dout, dwpe, s.B, s.T, s.C);
+  return Launch(Kernel<AddBatch<Vector, T>>, dim3(s.max_T, by_vector.slices), by_vector.threads, 0,
+                stream, dout, dwpe, s.B, s.T, s.C);
 }
 
 template <typename T>

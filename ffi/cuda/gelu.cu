@@ -76,7 +76,8 @@ __global__ void __launch_bounds__(kThreads, 7) GeluBackwardKernel(Problem<T> p) 
 
 template <typename Vector, typename T>
 Status Launch(Stream stream, const Problem<T>& p, int blocks) {
-  auto kernel = p.out ? GeluBackwardKernel<Vector, T, true> : GeluBackwardKernel<Vector, T, false>;
+  auto kernel = p.out ? Kernel<GeluBackwardKernel<Vector, T, true>>
+                      : Kernel<GeluBackwardKernel<Vector, T, false>>;
   dim3 grid(blocks, CeilDiv(p.C, kThreads * Vector::kSize));
   return cuda::Launch(kernel, grid, kThreads, 0, stream, p);
 }

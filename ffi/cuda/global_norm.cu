@@ -64,12 +64,12 @@ Status GlobalNorm(Stream stream, int count, const Gradient* grads, float* partia
     Arrays part = {};
     for (; part.count < kArraysPerLaunch && begin + part.count < count; ++part.count)
       part.at[part.count] = grads[begin + part.count];
-    Status status = Launch(SumOfSquares, kNormPartials, kThreads, sizeof(Shared), stream, part,
-                           partials, /*add=*/begin > 0);
+    Status status = Launch(Kernel<SumOfSquares>, kNormPartials, kThreads, sizeof(Shared), stream,
+                           part, partials, /*add=*/begin > 0);
     if (!status.ok()) return status;
     begin += part.count;
   } while (begin < count);
-  return Launch(RootOfSum, 1, kNormPartials, sizeof(Shared), stream, partials, norm);
+  return Launch(Kernel<RootOfSum>, 1, kNormPartials, sizeof(Shared), stream, partials, norm);
 }
 
 }  // namespace llmc::cuda

@@ -87,12 +87,34 @@ __device__ inline T& SharedMemory() {
 
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Has llmc_cuda_load load a kernel: load.cu.
+#ifdef LLMC_EMULATED
+inline void Register(const void*) {}
+#else
+void Register(const void* kernel);
+#endif
+
+// What Launch takes.
+template <typename... Params>
+struct Launchable {
+  void (*function)(Params...);
+
+  explicit Launchable(void (*kernel)(Params...)) : function(kernel) {
+    Register(reinterpret_cast<const void*>(kernel));
+  }
+};
+
+// A kernel to launch. To name it is to register it: all variables of this are made as the library
+// is opened, so that no kernel can be launched that llmc_cuda_load does not know.
+template <auto kFunction>
+const Launchable Kernel{kFunction};
+
 #ifdef LLMC_EMULATED
 
 template <typename... Params, typename... Args>
-Status Launch(void (*kernel)(Params...), dim3 grid, dim3 threads, size_t shared, Stream,
+Status Launch(const Launchable<Params...>& kernel, dim3 grid, dim3 threads, size_t shared, Stream,
               const Args&... args) {
-  emulator::Run(grid, threads, shared, [&] { kernel(static_cast<Params>(args)...); });
+  emulator::Run(grid, threads, shared, [&] { kernel.function(static_cast<Params>(args)...); });
   return {};
 }
 
@@ -106,18 +128,18 @@ inline Status ToStatus(cudaError_t error) {
 }
 
 template <typename... Params, typename... Args>
-Status Launch(void (*kernel)(Params...), dim3 grid, dim3 threads, size_t shared, Stream stream,
-              const Args&... args) {
+Status Launch(const Launchable<Params...>& kernel, dim3 grid, dim3 threads, size_t shared,
+              Stream stream, const Args&... args) {
   if (shared > 48 * 1024) {
     cudaError_t error = cudaFuncSetAttribute(
-        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+        reinterpret_cast<const void*>(kernel.function), cudaFuncAttributeMaxDynamicSharedMemorySize,
         static_cast<int>(shared));
     if (error != cudaSuccess) {
       cudaGetLastError();  // or the next launch would report it
       return ToStatus(error);
     }
   }
-  kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(
+  kernel.function<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(
       static_cast<Params>(args)...);
   return ToStatus(cudaGetLastError());
 }

@@ -240,18 +240,20 @@ template <typename T>
 Status Run(Stream stream, const Forward<T>& f) {
   int threads = VectorThreads<T>(f.C, {f.residual, f.branch, f.weight, f.bias, f.sum, f.out});
   if (!threads)
-    return Launch(ResidualLayernormForwardLong<T>, f.N, kLongRowThreads, sizeof(Shared), stream, f);
-  return Launch(ResidualLayernormForwardKernel<Vec<T>, T>, std::min(f.N, kForwardBlocks), threads,
-                sizeof(Shared), stream, f);
+    return Launch(Kernel<ResidualLayernormForwardLong<T>>, f.N, kLongRowThreads, sizeof(Shared),
+                  stream, f);
+  return Launch(Kernel<ResidualLayernormForwardKernel<Vec<T>, T>>, std::min(f.N, kForwardBlocks),
+                threads, sizeof(Shared), stream, f);
 }
 
 template <typename T>
 Status Run(Stream stream, const Backward<T>& b, int blocks) {
   int threads = VectorThreads<T>(b.C, {b.dsum, b.dout, b.inp, b.weight, b.dinp, b.partials});
   if (!threads)
-    return Launch(LayernormBackwardLong<T>, blocks, kLongRowThreads, sizeof(Shared), stream, b);
-  auto kernel = b.dsum ? LayernormBackwardKernel<Vec<T>, T, true>
-                       : LayernormBackwardKernel<Vec<T>, T, false>;
+    return Launch(Kernel<LayernormBackwardLong<T>>, blocks, kLongRowThreads, sizeof(Shared), stream,
+                  b);
+  auto kernel = b.dsum ? Kernel<LayernormBackwardKernel<Vec<T>, T, true>>
+                       : Kernel<LayernormBackwardKernel<Vec<T>, T, false>>;
   return Launch(kernel, blocks, threads, sizeof(Shared), stream, b);
 }
 

@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize)
 Status AddPartials(Stream stream, const float* partials, int rows, int width, float* first,
                    float* second) {
   int columns = second ? 2 * width : width;
-  return Launch(AddPartialsKernel, static_cast<unsigned>(CeilDiv(columns, kWarpSize)),
+  return Launch(Kernel<AddPartialsKernel>, static_cast<unsigned>(CeilDiv(columns, kWarpSize)),
                 kWarps * kWarpSize, sizeof(Shared), stream, partials, rows, columns, first, second,
                 width);
 }

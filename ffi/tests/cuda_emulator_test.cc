@@ -12,7 +12,7 @@ std::string Complaint(unsigned schedule, void (*kernel)(Params...), const Args&.
   emulator::SetSchedule(schedule);
   std::string complaint;
   try {
-    Launch(kernel, 1, 64, 4096, nullptr, args...);
+    Launch(Launchable(kernel), 1, 64, 4096, nullptr, args...);
   } catch (const std::exception& error) {
     complaint = error.what();
   }
@@ -128,7 +128,7 @@ void TestMma() {
       for (int k = 0; k < 16; ++k) want[i * 16 + j] += a.Value(i * 16 + k) * b.Value(k * 16 + j);
   InEverySchedule("mma", [&] {
     Buffer<float> c(256);
-    Expect("mma", Launch(Multiply, 1, 64, 4096, nullptr, a.data(), b.data(), c.data()));
+    Expect("mma", Launch(Kernel<Multiply>, 1, 64, 4096, nullptr, a.data(), b.data(), c.data()));
     Expect("mma", c, want, 1e-5);
   });
 }

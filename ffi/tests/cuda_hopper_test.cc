@@ -90,7 +90,7 @@ struct MultiplyProblem {
   bool Right(Mistake mistake) {
     Buffer<float> c(64 * kN);
     try {
-      Launch(Multiply<kColumnsA, kRowsB, kRegistersA>, 1, kThreads, sizeof(Room), nullptr,
+      Launch(Kernel<Multiply<kColumnsA, kRowsB, kRegistersA>>, 1, kThreads, sizeof(Room), nullptr,
              Map(a.data(), 64), Map(b.data(), kN), c.data(), mistake);
     } catch (const std::exception&) {
       return false;
@@ -147,12 +147,13 @@ void TestCopies() {
   };
   InEverySchedule("copies", [&] {
     Buffer<bf16> out(80 * 64), rows(16 * 64);
-    Launch(CopyBox, 1, 32, sizeof(Room), nullptr, map(in.data()), map(out.data()), 64, kNone);
+    Launch(Kernel<CopyBox>, 1, 32, sizeof(Room), nullptr, map(in.data()), map(out.data()), 64,
+           kNone);
     std::memcpy(rows.data(), &out[64 * 64], 16 * 64 * sizeof(bf16));
     Expect("copies", rows, want, 0);
     if (emulator::Schedule() == 0) return;
     Buffer<bf16> nothing(80 * 64);
-    Launch(CopyBox, 1, 32, sizeof(Room), nullptr, map(in.data()), map(nothing.data()), 64,
+    Launch(Kernel<CopyBox>, 1, 32, sizeof(Room), nullptr, map(in.data()), map(nothing.data()), 64,
            kNoStoreWait);
     if (!std::isnan(nothing.Value(64 * 64))) Fail("copies", "waiting for a store does nothing");
   });
