@@ -126,11 +126,13 @@ __device__ inline void FenceProxyAsync() {
 
 using TensorMap = CUtensorMap;
 
-// A tensor of four dimensions of 16 bit numbers, the first of them contiguous, the strides of the
-// others in bytes; it is copied in boxes of box[0] x .. x box[3] with box[0] = 64.
-inline Status MakeTensorMap(TensorMap* map, const void* data, const uint64_t (&sizes)[4],
-                            const uint64_t (&strides)[3], const uint32_t (&box)[4]) {
-  using Encode = decltype(&cuTensorMapEncodeTiled);
+// The driver's function that makes maps; the library is not linked to the driver.
+struct MapEncoder {
+  decltype(&cuTensorMapEncodeTiled) encode;
+  Status status;  // why there is none
+};
+
+inline MapEncoder FindMapEncoder() {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
 #if CUDART_VERSION >= 12050
@@ -140,11 +142,20 @@ inline Status MakeTensorMap(TensorMap* map, const void* data, const uint64_t (&s
   cudaError_t error =
       cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found);
 #endif
-  if (error != cudaSuccess) return ToStatus(error);
+  if (error != cudaSuccess) return {nullptr, ToStatus(error)};
   if (found != cudaDriverEntryPointSuccess || !function)
-    return {"the driver has no cuTensorMapEncodeTiled"};
+    return {nullptr, {"the driver has no cuTensorMapEncodeTiled"}};
+  return {reinterpret_cast<decltype(MapEncoder::encode)>(function), {}};
+}
+
+// A tensor of four dimensions of 16 bit numbers, the first of them contiguous, the strides of the
+// others in bytes; it is copied in boxes of box[0] x .. x box[3] with box[0] = 64.
+inline Status MakeTensorMap(TensorMap* map, const void* data, const uint64_t (&sizes)[4],
+                            const uint64_t (&strides)[3], const uint32_t (&box)[4]) {
+  static const MapEncoder encoder = FindMapEncoder();  // several maps a launch, one search
+  if (!encoder.encode) return encoder.status;
   const uint32_t steps[4] = {1, 1, 1, 1};
-  CUresult result = reinterpret_cast<Encode>(function)(
+  CUresult result = encoder.encode(
       map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, const_cast<void*>(data), sizes, strides, box, steps,
       CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
       CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
