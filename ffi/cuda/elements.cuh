@@ -86,7 +86,9 @@ __device__ inline float BlockMax(float x, float* room) {
   return WarpMax(room[lane < warps ? lane : 0]);
 }
 
-inline bool Aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+__host__ __device__ inline bool Aligned16(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
 
 // Bytes of shared memory that a block may have on the device in use.
 #ifdef LLMC_EMULATED

@@ -26,15 +26,17 @@ __device__ inline void AddSquares(const Gradient& array, float& sum) {
   constexpr int kVec = Vec<T>::kSize;
   auto* data = static_cast<const T*>(array.data);
   int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  int64_t stride = int64_t{gridDim.x} * kThreads, vecs = array.size / kVec;
+  int64_t stride = int64_t{gridDim.x} * kThreads;
+  int64_t vecs = Aligned16(data) ? array.size / kVec : 0;
   for (int64_t i = first; i < vecs; i += stride) {
     float x[kVec];
     ToFloats(x, Vec<T>::Load(data + i * kVec));
 #pragma unroll
     for (int k = 0; k < kVec; ++k) sum += x[k] * x[k];
   }
-  int64_t tail = vecs * kVec + first;
-  if (tail < array.size) sum += ToFloat(data[tail]) * ToFloat(data[tail]);
+  // the rest: less than a vector, or all that is not aligned to one
+  for (int64_t i = vecs * kVec + first; i < array.size; i += stride)
+    sum += ToFloat(data[i]) * ToFloat(data[i]);
 }
 
 // partials[blockIdx.x] (+)= sum over this block's shares of the arrays.
