@@ -293,9 +293,12 @@ def backward(
     where the ops leave them there. Arrays and fetch as in `forward`.
     Reference: llm.c gpt2_backward_and_reduce.
     """
-    dlnf, dwte_head = ops.classifier.backward(
+    of_head = ops.classifier.backward(
         acts.classifier, dlosses, acts.lnf, params.wte, targets, dlosses, V=cfg.V
     )
+    # At once, here and for each layer: or XLA:GPU leaves gradients of weights, and with them what
+    # they are made of, for the end.
+    dlnf, dwte_head = lax.optimization_barrier(of_head)
     dresidual, dlnfw, dlnfb = ops.layernorm.backward(
         acts.lnf_stats, dlnf, acts.residual3, params.lnfw, params.lnfb, eps=EPS
     )
@@ -304,7 +307,6 @@ def backward(
         with jax.named_scope(f"block{layer}"):
             p = fetch(params.block[layer], dresidual)
             a = restore(ops, p, acts.block[layer], dresidual)
-            # At once, or XLA:GPU leaves gradients of weights, and what they are made of, for last.
             grads = block_backward(ops, p, a, dresidual, NH=cfg.NH)
             dresidual, dp = lax.optimization_barrier(grads)
         dblock.insert(0, dp)
