@@ -125,8 +125,8 @@ def _state_specs(stage: int) -> TrainState:
 
 
 def compile_options(mesh: Mesh) -> dict[str, bool]:
-    """What XLA is told: on several GPUs, to send gradients while backward goes on, which it does
-    not by itself."""
+    """What XLA is told: on several GPUs, to send gradients while backward goes on. (Compiled for
+    GPUs that are not there it does not all the same: benchmarks/results/gpu_plan.md.)"""
     overlaps = mesh.size > 1 and mesh.devices[0].platform == "gpu"
     return {"xla_gpu_enable_latency_hiding_scheduler": True} if overlaps else {}
 
