@@ -35,7 +35,7 @@ def prepare_step(task: Task, chosen: ops.Ops, mesh):
     rooms = make_rooms(chosen, task.model, cfg, mesh)
     began = time.perf_counter()
     update = parallel.map_train_step(chosen, task.model, cfg, mesh)
-    compiled = update.lower(state, rooms, *batch).compile()
+    compiled = update.lower(state, rooms, *batch).compile(parallel.compile_options(mesh))
     compile_s = time.perf_counter() - began
     ffi.trim_memory()
 

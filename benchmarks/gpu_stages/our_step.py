@@ -29,7 +29,7 @@ def prepare(spec: str) -> Step:
     batch = parallel.split(tuple(x[None] for x in todo.batch()), mesh, parallel.MICRO_BATCHES)
     state = parallel.replicate(init_state(initialize(todo.model, todo.seed)), mesh)
     rooms = make_rooms(chosen, todo.model, cfg, mesh)
-    compiled = update.lower(state, rooms, *batch).compile()
+    compiled = update.lower(state, rooms, *batch).compile(parallel.compile_options(mesh))
     own = [state, rooms]
     del state, rooms  # donated: the only references are to be the step's
 

@@ -125,10 +125,16 @@ def _state_specs(stage: int) -> TrainState:
 
 
 def compile_options(mesh: Mesh) -> dict[str, bool]:
-    """What XLA is told: on several GPUs, to send gradients while backward goes on. (Compiled for
-    GPUs that are not there it does not all the same: benchmarks/results/gpu_plan.md.)"""
-    overlaps = mesh.size > 1 and mesh.devices[0].platform == "gpu"
-    return {"xla_gpu_enable_latency_hiding_scheduler": True} if overlaps else {}
+    """What XLA is told of GPUs.
+
+    To leave products to cuBLAS, which adds the bias as it writes a product: Triton's kernels leave
+    that to a pass of its own. And on several, to send gradients while backward goes on. (Compiled
+    for GPUs that are not there it does not all the same: benchmarks/results/gpu_plan.md.)
+    """
+    if mesh.devices.flat[0].platform != "gpu":
+        return {}
+    options = {"xla_gpu_enable_triton_gemm": False}
+    return options | ({"xla_gpu_enable_latency_hiding_scheduler": True} if mesh.size > 1 else {})
 
 
 def of_one_device(traced, arguments: int):
