@@ -52,7 +52,7 @@ def convert(words: list[str]) -> tuple[dict[str, str], list[str]]:
     """(options by name, a remark for each letter without counterpart) of a command line.
 
     words: as the shell gives them; what stands before train_gpt2cu is passed over. Raises BadInput
-    for what llm.c does not know either.
+    for what llm.c does not know either, and for its train_gpt2fp32cu.
     """
     options, remarks = dict(LLMC_DEFAULTS), []
     words = _arguments(words)
@@ -75,7 +75,13 @@ def _arguments(words: list[str]) -> list[str]:
     for number, word in enumerate(words):
         if len(inner := _split(word)) > 1 and any(map(theirs.search, inner)):
             return _arguments(inner)
-        if theirs.search(word):
+        if found := theirs.search(word):
+            if found[2]:
+                raise BadInput(
+                    f"{word} is a program of its own, whose letters mean other things (-o is a log "
+                    f"file) and whose AdamW is another; give train's flags, with --dtype=float32, "
+                    f"--adam_beta2=0.999 and --grad_clip=0 as it has them."
+                )
             return words[number + 1 :]
     return words[1:] if words[:1] == ["--"] else words
 

@@ -65,6 +65,8 @@ def test_every_letter_of_llm_c_is_known():
         ("-b", "-b has no value"),
         ("-b four", "-b four: a number is needed"),
         ("-k sine", "-k sine: it must be one of cosine, linear"),
+        ("./train_gpt2fp32cu -b 4 -o log.txt", "fp32cu is a program of its own, .*-o is a log fi"),
+        ("train_gpt2_fp32cu", "give train's flags, with --dtype=float32"),
     ],
 )
 def test_what_llm_c_does_not_know_is_refused(words, message):
