@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from llmc_jax import ops, program
-from llmc_jax.config import MODELS, BadInput, ModelConfig, option
+from llmc_jax.config import MODELS, BadInput, ModelConfig, is_descriptor, option
 from llmc_jax.interop import huggingface, llmc, llmc_state
 from llmc_jax.interop.source import open_model
 from llmc_jax.lock import locked
@@ -40,7 +40,8 @@ class ExportConfig:
     source: str = option(
         "",
         "a run's directory (ours or llm.c's), a model file of llm.c (PATH.bin), a folder or "
-        "name of Hugging Face (hf:PATH, hf:NAME), or a descriptor (d12) for its initial weights",
+        "name of Hugging Face (hf:PATH, hf:NAME), or a descriptor (d12) for its initial weights "
+        "(./d12: a directory of that name)",
     )
     step: int = option(-1, "step of the run's checkpoint; -1: the newest", minimum=-1)
     format: str = option(
@@ -95,6 +96,11 @@ def check_output(cfg: ExportConfig) -> None:
 def read_source(cfg: ExportConfig) -> Source:
     """The model that --source names."""
     folder = Path(cfg.source)
+    if is_descriptor(cfg.source) and folder.is_dir():
+        raise BadInput(
+            f"--source={cfg.source} is a descriptor and a directory here; write ./{cfg.source} for "
+            f"the directory, or go elsewhere to export the descriptor's initial weights."
+        )
     if folder.is_dir() and llmc_state.is_llmc_run(folder):
         run = llmc_state.read_run(folder, cfg.step)
         data = dict(devices=run.ranks, llmc=run.place._asdict() | dict(shuffle=run.shuffled))

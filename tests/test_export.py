@@ -207,6 +207,16 @@ def test_bad_input_is_named(tmp_path, options, message):
         export.main(ExportConfig(**options))
 
 
+def test_a_descriptor_that_is_a_directory_too_is_refused(tmp_path, monkeypatch):
+    """Which of the two is exported is not left to chance; ./NAME is the directory."""
+    monkeypatch.setitem(config.MODELS, "small", config.ModelConfig(L=1, NH=2, C=16, maxT=16))
+    monkeypatch.chdir(tmp_path)
+    run("small", "checkpoint", "small")
+    with pytest.raises(BadInput, match=r"is a descriptor and a directory here; write \./small for"):
+        run("small", "llmc", "a.bin")
+    run("./small", "llmc", "a.bin", verify=True)
+
+
 def test_the_program_refuses_without_a_traceback(tmp_path):
     (tmp_path / "there.bin").touch()
     command = [sys.executable, "-m", "llmc_jax.export", "--source=d6", "--format=llmc"]
