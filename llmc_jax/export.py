@@ -112,6 +112,11 @@ def read_source(cfg: ExportConfig) -> Source:
             f"--source={cfg.source} holds no checkpoint, of ours or of llm.c; a folder of Hugging "
             f"Face is written hf:{cfg.source}."
         )
+    if cfg.step != -1:
+        raise BadInput(
+            f"--step={cfg.step} is of a run's checkpoints, and --source={cfg.source} is no run; "
+            f"leave it out, or name the directory of the run."
+        )
     model, params = open_model(cfg.source, "source")
     if params is None:
         params = initialize(model, seed=42)

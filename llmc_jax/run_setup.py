@@ -165,6 +165,11 @@ def resolve(cfg: TrainConfig, train: TokenLoader, devices: int) -> TrainConfig:
         for flag in flags:
             if getattr(cfg, flag):
                 raise BadInput(f"--{flag} needs --output_dir, the directory of the run.")
+    if cfg.keep_checkpoints and not cfg.saves_checkpoints:
+        raise BadInput(
+            f"--keep_checkpoints={cfg.keep_checkpoints} has none to keep; say when they are saved, "
+            f"with --checkpoint_every or --checkpoint_minutes, or leave it out."
+        )
     if not cfg.resume and (cfg.resume_step != -1 or cfg.reschedule):
         flag = "reschedule" if cfg.reschedule else "resume_step"
         raise BadInput(f"--{flag} is for a run that is continued; add --resume.")

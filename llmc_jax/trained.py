@@ -95,10 +95,16 @@ def open_by_flags(cfg: TrainedConfig, *, shortest: int = 1) -> Opened:
 def open_trained(mesh, *, run: str, model: str, step: int = -1) -> Trained:
     """The model of the flags --run (with --step, -1: the newest checkpoint) or --model.
 
-    Raises BadInput where both or none are given, and where what is named has no weights.
+    Raises BadInput where both or none are given, where --step is given with --model, and where what
+    is named has no weights.
     """
     if run and model:
         raise BadInput("--run and --model both name a model; give one of them.")
+    if model and step != -1:
+        raise BadInput(
+            f"--step={step} is of a run's checkpoints, and --model={model} is none; leave it out, "
+            f"or name the run with --run."
+        )
     return _read_file(model, mesh) if model else _restore(run, step, mesh)
 
 

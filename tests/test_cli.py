@@ -66,6 +66,14 @@ def bad_training_flags(folder) -> dict[str, tuple[list[str], str]]:
         "choice": (["--ops=matmul=cudnn"], "matmul has no implementation 'cudnn' on this platform"),
         "output": ([f"--output_dir={out}"], "already holds a run; add --resume"),
         "no output": (["--checkpoint_every=1"], "--checkpoint_every needs --output_dir"),
+        "none to keep": (
+            ["--keep_checkpoints=3", f"--output_dir={folder}/new"],
+            "--keep_checkpoints=3 has none to keep; say when they are saved",
+        ),
+        "process": (
+            ["--process_id=7", "--num_processes=1"],
+            "--process_id=7 must be below --num_processes=1.",
+        ),
         "unwritable": ([f"--output_dir={good}/run"], "cannot be made"),
         "flagfile": (["--flagfile=/nowhere.flags"], "--flagfile=/nowhere.flags cannot be read: No"),
     }
@@ -118,6 +126,7 @@ def test_bad_input_to_train(results, folder, name):
             "cannot be made",
         ),
         ("generate", ["--run=/nowhere"], "--run=/nowhere is no directory"),
+        ("generate", ["--model=o.bin", "--step=3"], "--step=3 is of a run's checkpoints, and --"),
     ],
 )
 def test_bad_input_to_other_programs(run_program, program, flags, message):

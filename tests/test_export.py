@@ -192,6 +192,8 @@ def test_a_run_of_llm_c_goes_on_where_it_was(of_llm_c, was, now, message):
     [
         (dict(), "--source is needed"),
         (dict(source="d6"), "--output is needed"),
+        (dict(source="d6", output="x", step=3), "--step=3 is of a run's .* --source=d6 is no run"),
+        (dict(source="o.bin", output="x", step=3), "--source=o.bin is no run; leave it out"),
         (dict(source="d5", output="x"), "--source=d5: there is no such file"),
         (dict(source="{tmp}", output="x"), "holds no checkpoint.* is written hf:"),
         (dict(source="{tmp}/none.bin", output="x"), r"--source=.*none\.bin: there is no such file"),
@@ -202,7 +204,10 @@ def test_a_run_of_llm_c_goes_on_where_it_was(of_llm_c, was, now, message):
     ],
 )
 def test_bad_input_is_named(tmp_path, options, message):
-    options = {name: value.replace("{tmp}", str(tmp_path)) for name, value in options.items()}
+    options = {
+        name: value.replace("{tmp}", str(tmp_path)) if isinstance(value, str) else value
+        for name, value in options.items()
+    }
     with pytest.raises(BadInput, match=message):
         export.main(ExportConfig(**options))
 

@@ -85,15 +85,15 @@ def _place(cfg: TrainConfig) -> dict | None:
         num_processes=None if cfg.num_processes == -1 else cfg.num_processes,
         process_id=None if cfg.process_id == -1 else cfg.process_id,
     )
+    if cfg.num_processes != -1 and cfg.process_id >= cfg.num_processes:
+        raise BadInput(
+            f"--process_id={cfg.process_id} must be below --num_processes={cfg.num_processes}."
+        )
     if cfg.num_processes == 1:
         return None
     if cfg.coordinator_address and not re.fullmatch(r".+:\d+", cfg.coordinator_address):
         raise BadInput(f"--coordinator_address={cfg.coordinator_address} must be HOST:PORT.")
     if None not in given.values():
-        if cfg.process_id >= cfg.num_processes:
-            raise BadInput(
-                f"--process_id={cfg.process_id} must be below --num_processes={cfg.num_processes}."
-            )
         return given | dict(cluster_detection_method="deactivate")
     launcher = _launcher()
     if launcher == "Open MPI" and "OMPI_MCA_orte_hnp_uri" not in os.environ:  # from version 5 on
