@@ -148,8 +148,11 @@ class TrainConfig:
         "",
         "token shards to train on: globs, separated by commas; each with a weight "
         "(a*.bin:0.7,b*.bin:0.3) to mix them in these shares (-i)",
+        may_change=True,  # the name; a resume compares what it reads
     )
-    val_data: str = option("", "token shards to validate on: globs, separated by commas (-j)")
+    val_data: str = option(
+        "", "token shards to validate on: globs, separated by commas (-j)", may_change=True
+    )
     output_dir: str = option(
         "", "directory for log, checkpoints and picture; empty: write nothing (-o)", of_start=True
     )
@@ -387,8 +390,11 @@ def changes(before: dict, after: "TrainConfig", *, may_change: bool = False) -> 
     ]
 
 
-def digest(cfg: "TrainConfig") -> str:
-    """A few letters that are the same for runs that compute the same thing."""
+def digest(cfg: "TrainConfig", record: dict) -> str:
+    """A few letters that are the same for runs that compute the same thing.
+
+    record: what the run's checkpoints say of it; it tells its data by what they are.
+    """
     fixed = [f.name for f in dataclasses.fields(cfg) if not f.metadata["may_change"]]
-    values = json.dumps({name: getattr(cfg, name) for name in sorted(fixed)})
-    return hashlib.sha256(values.encode()).hexdigest()[:12]
+    values = {name: getattr(cfg, name) for name in fixed} | {"data": record.get("data")}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -61,7 +61,7 @@ def set_up(cfg: TrainConfig) -> Setup:
         data = open_data(cfg, model, mesh.size)
         cfg = resolve(cfg, data[0], mesh.size)
         hellaswag = open_hellaswag(cfg, model, chosen, mesh)
-    record = run_record(model, names, data[0], mesh.size)
+    record = run_record(model, names, data, mesh.size)
     processes.refuse_differences(what_must_agree(cfg, record, data))
     weights = [] if weights is None else [weights]
     return Setup(cfg, model, weights, mesh, chosen, names, *data, hellaswag, record, cache)
@@ -208,7 +208,7 @@ def what_must_agree(cfg: TrainConfig, record: dict, data) -> dict:
     own = ("process_id", "coordinator_address", "coordinator_timeout", "heartbeat_timeout")
     flags = {f"--{name}": v for name, v in dataclasses.asdict(cfg).items() if name not in own}
     contents = {
-        f"what --{name} reads": loader and loader.describe()
+        f"what --{name} reads": loader and loader.description
         for name, loader in zip(("train_data", "val_data"), data, strict=True)
     }
     files = {name: flags[name] for name in ("--train_data", "--val_data")}
@@ -217,12 +217,17 @@ def what_must_agree(cfg: TrainConfig, record: dict, data) -> dict:
     return files | contents | flags | {f"the {key}": made_with[key] for key in ("ops", "versions")}
 
 
-def run_record(model: ModelConfig, names: dict[str, str], data: TokenLoader, devices: int) -> dict:
-    """What the checkpoints of a run say of what it is made of and with."""
+def run_record(model: ModelConfig, names: dict[str, str], data, devices: int) -> dict:
+    """What the checkpoints of a run say of what it is made of and with.
+
+    data: the loaders of training and of validation, or None.
+    """
+    train, val = data
     packages = ("jax", "jaxlib", "numpy", "orbax-checkpoint", "llmc_jax")
     return dict(
         model=dataclasses.asdict(model),
-        data=data.describe(),
+        data=train.description,
+        val_data=val and val.description,
         devices=devices,
         made_with=dict(
             ops=" ".join(f"{op}={name}" for op, name in names.items()),

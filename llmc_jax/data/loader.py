@@ -14,6 +14,7 @@ import itertools
 import re
 import zlib
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 
@@ -21,7 +22,11 @@ from llmc_jax.config import BadInput
 from llmc_jax.data.order import MILLION, CounterOrder, LlmcOrder, MixedOrder
 from llmc_jax.data.tokens import find_shards, read_shards
 
-SAMPLED = 4096  # tokens at each end of a shard that identify it
+# What identifies data: so many tokens at each end of a shard, and so many at each of these places,
+# which are spread over all shards together. Of 2 million tokens that is every one; of many shards
+# it is read in a second, where reading all of them would take minutes at every start.
+END_TOKENS = 4096
+PLACES, PLACE_TOKENS = 1024, 2048
 
 
 class TokenLoader:
@@ -55,6 +60,9 @@ class TokenLoader:
         # As plain arrays: a slice of a numpy.memmap takes longer than to copy what is in it.
         self.shards = [np.asarray(shard) for shard in read_shards(flag, self.paths)]
         counts = [max(0, (len(shard) - 1) // T) for shard in self.shards]
+        total = sum(weight for _, weight in sets)
+        weights = [str(weight / total) for _, weight in sets]
+        self.sets = [[len(files), weight] for files, weight in zip(paths, weights, strict=True)]
         self.ends = list(itertools.accumulate(counts))  # sequences up to and with each shard
         numbers = iter(counts)
         sizes = [sum(itertools.islice(numbers, len(of_set))) for of_set in paths]
@@ -82,14 +90,22 @@ class TokenLoader:
         """Sequences in an epoch."""
         return self.order.num_sequences
 
-    def describe(self) -> dict:
-        """What tells these data from others: shards, sequences, a checksum of sizes and ends."""
+    @cached_property
+    def description(self) -> dict:
+        """What tells these data from others, wherever they lie: shards, sequences, a checksum of
+        sizes and ends, one of places in between, and the shards and the share of each set."""
         checksum = 0
         for shard in self.shards:
             checksum = zlib.crc32(np.int64(len(shard)).tobytes(), checksum)
-            for part in (shard[:SAMPLED], shard[-SAMPLED:]):
+            for part in (shard[:END_TOKENS], shard[-END_TOKENS:]):
                 checksum = zlib.crc32(np.ascontiguousarray(part), checksum)
-        return dict(shards=len(self.shards), sequences=self.ends[-1], checksum=checksum)
+        return dict(
+            shards=len(self.shards),
+            sequences=self.ends[-1],
+            checksum=checksum,
+            sampled=_sampled(self.shards),
+            sets=self.sets,
+        )
 
     def read(
         self, position: int, count: int, *, rows: np.ndarray | slice = slice(None)
@@ -117,6 +133,22 @@ class TokenLoader:
                 f"vocabulary ends at {self.V - 1}; prepare it with the GPT-2 tokenizer."
             )
         return tokens
+
+
+def _sampled(shards: list[np.ndarray]) -> int:
+    """Checksum of PLACES places, the same whenever the sizes are: the shards are cut into as many
+    stretches, and one place drawn in each, so that there is none without."""
+    total = sum(map(len, shards))
+    checksum, drawn = 0, 0
+    for shard in shards:
+        count = -(-PLACES * len(shard) // total)
+        cuts = [number * len(shard) // count for number in range(count + 1)]
+        for begin, end in itertools.pairwise(cuts):
+            drawn = (drawn + 0x9E3779B9) % 2**32  # the golden ratio: evenly, and in no rhythm
+            begin += max(0, end - begin - PLACE_TOKENS) * drawn >> 32
+            part = shard[begin : min(end, begin + PLACE_TOKENS)]
+            checksum = zlib.crc32(np.ascontiguousarray(part), checksum)
+    return checksum
 
 
 def split_weights(flag: str, pattern: str) -> list[tuple[str, Fraction]]:

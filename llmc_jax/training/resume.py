@@ -82,10 +82,13 @@ def with_schedule(cfg: TrainConfig, before: dict | None) -> TrainConfig:
 
 def refuse_another_run(before: dict, cfg: TrainConfig, record: dict) -> None:
     """Raises BadInput that names every option that makes `cfg` another run than `before`."""
-    saved = before["config"]
+    saved, data = before["config"], before.get("data", {})  # export's say nothing of data
     if cfg.reschedule:
         saved = saved | dict(schedule_steps=cfg.schedule_steps)
-    if different := changes(saved, cfg):
+    different = changes(saved, cfg)
+    if "sets" not in data:  # of a version that did not say in what shares they are mixed
+        different += [c for c in changes(saved, cfg, may_change=True) if "--train_data was" in c]
+    if different:
         remedy = " (--reschedule takes a new --schedule_steps)" * any(
             "--schedule_steps" in part for part in different
         )
@@ -99,8 +102,7 @@ def refuse_another_run(before: dict, cfg: TrainConfig, record: dict) -> None:
             f"--resume: --model={cfg.model} is not what the run in {cfg.output_dir} was started "
             f"with ({_sizes(model)}; now {_sizes(record['model'])}); give it the old file."
         )
-    data = before.get("data", record["data"])
-    if data != record["data"]:
+    if not _same(data, record["data"]):
         raise BadInput(
             f"--resume: --train_data={cfg.train_data} is not what the run in {cfg.output_dir} was "
             f"started with ({_words(data)}; now {_words(record['data'])}); give it the old files."
@@ -141,6 +143,8 @@ def refuse_another_place(
 def differences(before: dict, cfg: TrainConfig, record: dict) -> list[str]:
     """What differs from the run before and may: options, versions, devices, kernels."""
     lines = changes(before["config"], cfg, may_change=True)
+    if not _same(before.get("val_data") or {}, record.get("val_data") or {}):
+        lines.append("other tokens to validate on: losses of validations are of them from here on")
     if cfg.reschedule:
         lines += [c for c in changes(before["config"], cfg) if c.startswith("--schedule_steps")]
     for key, value in record["made_with"].items():
@@ -196,5 +200,13 @@ def _sizes(model: dict) -> str:
     return " ".join(f"{name} {size}" for name, size in model.items())
 
 
+def _same(before: dict, now: dict) -> bool:
+    """Whether two descriptions of data are of the same, as far as both say."""
+    return all(now[key] == value for key, value in before.items() if key in now)
+
+
 def _words(data: dict) -> str:
-    return f"{data['shards']} shards, {data['sequences']} sequences, checksum {data['checksum']}"
+    sums = " and ".join(str(data[name]) for name in ("checksum", "sampled") if name in data)
+    weights = [weight for _, weight in data.get("sets", [])]
+    mix = f", mixed {' : '.join(weights)}" if len(weights) > 1 else ""
+    return f"{data['shards']} shards, {data['sequences']} sequences{mix}, checksums {sums}"

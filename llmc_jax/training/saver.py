@@ -72,7 +72,7 @@ class Saver:
         tokens = step * self._cfg.total_batch_size
         here = dict(
             config=dataclasses.asdict(self._cfg),
-            digest=digest(self._cfg),
+            digest=digest(self._cfg, self._record),
             step=step,
             tokens=tokens,
             loader=dict(position=tokens // self._cfg.sequence_length),

@@ -1,6 +1,7 @@
 """The loader's order: every sequence once an epoch, the same whatever the batches are."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -59,6 +60,45 @@ def test_a_mix_reads_from_each_of_its_sets(tmp_path):
     loader = load(f"{tmp_path}/a.bin:3,{tmp_path}/b.bin:1.0")
     assert loader.read(0, 8)[0][:, 0].tolist() == [500, 0, 8, 16, 508, 24, 32, 40]
     assert loader.num_sequences == 13  # then the first set begins anew
+
+
+def test_data_are_told_by_what_they_are_and_not_by_their_name(tmp_path, monkeypatch):
+    for name, start in (("a", 0), ("b", 100)):
+        write_shard(tmp_path / f"{name}.bin", np.arange(start, start + 5 * T + 1))
+    monkeypatch.chdir(tmp_path)
+    mix = load("a.bin:3,b.bin:1").description
+    assert json.loads(json.dumps(mix)) == mix
+    assert mix == load(f"{tmp_path}/a.*:0.75,b*.bin:0.25").description
+    others = ["a.bin:3,b.bin:2", "b.bin:3,a.bin:1", "a.bin,b.bin", "a.bin"]
+    assert mix not in [load(pattern).description for pattern in others]
+    assert load("a.bin,b.bin").description == load("?.bin").description
+
+
+def test_of_small_data_every_token_is_looked_at(tmp_path):
+    tokens = np.arange(20_000) % 1000
+    write_shard(tmp_path / "a.bin", tokens)
+    before = load(f"{tmp_path}/a.bin").description
+    tokens[10_123] += 1
+    write_shard(tmp_path / "a.bin", tokens)
+    after = load(f"{tmp_path}/a.bin").description
+    assert after["sampled"] != before["sampled"]
+    assert after == before | dict(sampled=after["sampled"])
+
+
+def test_of_large_data_every_stretch_is_looked_at(tmp_path, monkeypatch):
+    """What is changed over two of the stretches that the shards are cut into is always found."""
+    for name, number in (("PLACES", 16), ("PLACE_TOKENS", 4), ("END_TOKENS", 1)):
+        monkeypatch.setattr(f"llmc_jax.data.loader.{name}", number)
+    sizes = (3000, 1000, 3)
+    for number, size in enumerate(sizes):
+        write_shard(tmp_path / f"{number}.bin", np.zeros(size))
+    before = load(f"{tmp_path}/*.bin").description
+    two = 2 * sum(sizes) // 16
+    for begin in range(0, sizes[0] - two, 100):
+        tokens = np.zeros(sizes[0])
+        tokens[begin : begin + two] = 1
+        write_shard(tmp_path / "0.bin", tokens)
+        assert load(f"{tmp_path}/*.bin").description != before
 
 
 def test_globs_without_weights_are_one_set(tmp_path):

@@ -5,10 +5,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llmc_jax import config, train
 from llmc_jax.config import BadInput
+from llmc_jax.data.tokens import write_shard
 from llmc_jax.interop import llmc
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import manifest
@@ -39,16 +41,61 @@ def test_another_schedule_needs_reschedule(copied, capsys):
     train.main(dataclasses.replace(copied, max_steps=8))  # it is the run's own now
 
 
-def test_other_data_under_the_same_name_are_refused(copied, tmp_path):
-    record = json.loads((folder_of(copied, 6) / "run.json").read_text())
-    tiny.write_data(tmp_path, 500)
+@pytest.fixture
+def moved(copied, tmp_path):
+    """The same run with its data in another folder."""
+    return dataclasses.replace(copied, **tiny.write_data(tmp_path, 400))
+
+
+def test_the_same_data_elsewhere_are_the_same(moved, tmp_path, capsys):
+    train.main(moved)
+    screen = capsys.readouterr().out
+    assert "already trained to step 6" in screen and "other tokens" not in screen
     for name in ("train_data", "val_data"):
-        record["config"][name] = f"{tmp_path}/{Path(getattr(copied, name)).name}"
+        assert re.search(rf"resuming with --{name} was .* and is now {tmp_path}", screen)
+
+
+def test_other_data_are_refused(moved, tmp_path):
+    """Those of another size, and those of which one token in the middle is another."""
+    message = r"--train_data=.* is not what .* was started with \(2 shards, 36 seq.*; now 2 shards"
+    write_shard(tmp_path / "train_0.bin", np.where(np.arange(400) == 200, 0, tiny.tokens(400)))
+    with pytest.raises(BadInput, match=message):
+        train.main(moved)
+    tiny.write_data(tmp_path, 500)
+    with pytest.raises(BadInput, match=message):
+        train.main(moved)
+
+
+def test_another_mix_of_the_same_data_is_refused(cfg):
+    files = [cfg.train_data.replace("*", name) for name in "01"]
+    mixes = ["{}:3,{}:1", "{}:0.75,{}:0.25", "{}:1,{}:1"]
+    mixes = [dict(train_data=mix.format(*files)) for mix in mixes]
+    train.main(dataclasses.replace(cfg, **mixes[0]))
+    train.main(dataclasses.replace(cfg, resume=True, **mixes[1]))
+    message = "mixed 3/4 : 1/4, checksums .*; now .* mixed 1/2 : 1/2, "
+    with pytest.raises(BadInput, match=message):
+        train.main(dataclasses.replace(cfg, resume=True, **mixes[2]))
+
+
+def test_other_tokens_to_validate_on_are_said(moved, tmp_path, capsys):
+    """Whatever they are called: how often a run is measured, and by what, is not what it is."""
+    write_shard(tmp_path / "val.bin", tiny.tokens(100, seed=9))
+    train.main(moved)
+    assert "resuming with other tokens to validate on: losses of" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_says_less_of_its_data_is_taken(copied, moved, capsys):
+    """As those of older versions: by the name, and what it does say."""
+    record = json.loads((folder_of(copied, 6) / "run.json").read_text())
+    for key in ("sampled", "sets"):
+        del record["data"][key]
+    del record["val_data"]
     (folder_of(copied, 6) / "run.json").write_text(json.dumps(record))
     rewrite_manifest(folder_of(copied, 6))
-    moved = {name: record["config"][name] for name in ("train_data", "val_data")}
-    with pytest.raises(BadInput, match=r"is not what the run in .* was started with"):
-        train.main(dataclasses.replace(copied, **moved))
+    with pytest.raises(BadInput, match=r"other options \(--train_data was .* and is now "):
+        train.main(moved)
+    train.main(dataclasses.replace(copied, max_steps=8))
+    assert "other tokens" not in capsys.readouterr().out
 
 
 def test_another_model_under_the_same_name_is_refused(copied, monkeypatch):
