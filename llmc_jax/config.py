@@ -143,6 +143,7 @@ class TrainConfig:
         "d12",
         "model: dN, gpt2:dN or gpt3:cC; or weights to start from: a model file of llm.c "
         "(PATH.bin), a folder or name of Hugging Face (hf:PATH) (-e)",
+        may_change=True,  # the name; a resume compares the sizes, and has weights of its own
     )
     train_data: str = option(
         "",
@@ -393,8 +394,9 @@ def changes(before: dict, after: "TrainConfig", *, may_change: bool = False) -> 
 def digest(cfg: "TrainConfig", record: dict) -> str:
     """A few letters that are the same for runs that compute the same thing.
 
-    record: what the run's checkpoints say of it; it tells its data by what they are.
+    record: what the run's checkpoints say of it; it tells model and data by what they are.
     """
     fixed = [f.name for f in dataclasses.fields(cfg) if not f.metadata["may_change"]]
-    values = {name: getattr(cfg, name) for name in fixed} | {"data": record.get("data")}
+    values = {name: getattr(cfg, name) for name in fixed}
+    values |= {f"what is {key}": record.get(key) for key in ("model", "data")}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

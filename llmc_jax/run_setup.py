@@ -16,11 +16,12 @@ from llmc_jax.data.loader import TokenLoader
 from llmc_jax.evaluation.multiple_choice import Accuracy, accuracy, answer, fit_questions
 from llmc_jax.evaluation.questions import read_questions
 from llmc_jax.evaluation.scorer import make_scorer
-from llmc_jax.interop.source import open_model
+from llmc_jax.interop.source import names_no_file, open_model
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.training import parallel, processes
 from llmc_jax.training.initial_state import find_weights
 from llmc_jax.training.profile import profiled_steps
+from llmc_jax.training.resume import run_before
 from llmc_jax.training.trackers import require_trackers
 
 
@@ -52,7 +53,8 @@ def meet(cfg: TrainConfig) -> None:
 def set_up(cfg: TrainConfig) -> Setup:
     """Open and check all that `cfg` names, the same in all processes. Raises BadInput."""
     with processes.all_or_none():
-        model, weights = processes.in_turn(partial(open_model, cfg.model))
+        before = run_before(cfg)
+        model, weights = processes.in_turn(partial(find_model, cfg.model, before))
         refuse_other_weights(cfg, model, weights)
         ffi.select_isa(cfg.cpu_isa)
         cache = compilation_cache.enable(cfg.compilation_cache, names=bool(cfg.profile_steps))
@@ -109,6 +111,17 @@ def refuse_long_sequences(cfg: TrainConfig, model: ModelConfig) -> None:
             f"--sequence_length={cfg.sequence_length} is longer than --model={cfg.model} can "
             f"take; use at most {model.maxT}."
         )
+
+
+def find_model(name: str, before: dict | None) -> tuple[ModelConfig, Params | None]:
+    """Sizes of the model `name`, and its weights where it is a file.
+
+    before: what the checkpoint to go on from says of its run, which needs that file no more. Raises
+    BadInput where there is no such model.
+    """
+    if before and before["config"].get("model", name) == name and names_no_file(name):
+        return ModelConfig(**before["model"]), None
+    return open_model(name)
 
 
 def refuse_other_weights(cfg: TrainConfig, model: ModelConfig, weights: Params | None) -> None:

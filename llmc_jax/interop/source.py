@@ -7,6 +7,13 @@ from llmc_jax.interop import huggingface, llmc
 from llmc_jax.models.gpt2 import Params
 
 
+def names_no_file(name: str) -> bool:
+    """Whether `name` is the name of a file or a folder, and there is none on this machine."""
+    path = Path(name.removeprefix("hf:"))
+    is_one = name.startswith("hf:") or "/" in name or name.endswith(".bin")
+    return is_one and not path.exists()
+
+
 def open_model(name: str, flag: str = "model") -> tuple[ModelConfig, Params | None]:
     """Sizes of the model `name`, and its parameters where it is a file: NumPy arrays.
 
@@ -17,7 +24,7 @@ def open_model(name: str, flag: str = "model") -> tuple[ModelConfig, Params | No
         return model_config(name, flag), None
     if name.startswith("hf:"):
         return huggingface.read_model(huggingface.find(name.removeprefix("hf:"), flag))
-    if not Path(name).exists() and (flag == "source" or "/" in name or name.endswith(".bin")):
+    if names_no_file(name) or (flag == "source" and not Path(name).exists()):
         raise BadInput(
             f"--{flag}={name}: there is no such file or directory; correct the name, or take one "
             f"of the models {', '.join(MODELS)}."

@@ -1,13 +1,14 @@
 """Which checkpoint a run goes on from, and whether it is the same run."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from llmc_jax.config import BadInput, TrainConfig, changes, not_saved
 from llmc_jax.files import set_aside
-from llmc_jax.training.checkpoint import Checkpointer
+from llmc_jax.training.checkpoint import RUN, Checkpointer
 from llmc_jax.training.run_dir import RunDir
 
 
@@ -72,6 +73,19 @@ def find_start(
     return Start(step, before.get("loop_done", True), saved=True), cfg.schedule_steps
 
 
+def run_before(cfg: TrainConfig) -> dict | None:
+    """What the newest complete checkpoint says of the run that --resume continues; None where there
+    is none. That it is whole is for `find_start` to see, which reads all of it."""
+    if not (cfg.resume and cfg.output_dir):
+        return None
+    checkpoints = Checkpointer(RunDir(Path(cfg.output_dir)).checkpoints)
+    try:
+        step = checkpoints.newest()
+        return None if step is None else json.loads((checkpoints.path(step) / RUN).read_text())
+    except (OSError, ValueError):  # which find_start names, when it is its turn
+        return None
+
+
 def with_schedule(cfg: TrainConfig, before: dict | None) -> TrainConfig:
     """`cfg` with --schedule_steps filled in: as the run `before` had it, unless told otherwise."""
     if cfg.schedule_steps != -1:
@@ -97,10 +111,10 @@ def refuse_another_run(before: dict, cfg: TrainConfig, record: dict) -> None:
             f"({'; '.join(different)}); give the old ones, or another --output_dir{remedy}."
         )
     model = before["model"]
-    if model != record["model"]:  # a file that --model names can be another by now
+    if model != record["model"]:
         raise BadInput(
             f"--resume: --model={cfg.model} is not what the run in {cfg.output_dir} was started "
-            f"with ({_sizes(model)}; now {_sizes(record['model'])}); give it the old file."
+            f"with ({_sizes(model)}; now {_sizes(record['model'])}); name one of the old sizes."
         )
     if not _same(data, record["data"]):
         raise BadInput(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from llmc_jax import config, train
 from llmc_jax.config import BadInput
 from llmc_jax.data.tokens import write_shard
-from llmc_jax.interop import llmc
+from llmc_jax.interop import huggingface, llmc
 from llmc_jax.models.initialize import initialize
 from llmc_jax.training import manifest
 from llmc_jax.training.checkpoint import Checkpointer
@@ -101,9 +102,39 @@ def test_a_checkpoint_that_says_less_of_its_data_is_taken(copied, moved, capsys)
 def test_another_model_under_the_same_name_is_refused(copied, monkeypatch):
     """As a file that --model names can be."""
     monkeypatch.setitem(config.MODELS, "tiny", dataclasses.replace(tiny.MODEL, L=1))
-    message = r"--model=tiny is not what .* \(L 2 NH 3 C 48 .*; now L 1 NH 3 C 48 .*\); give it"
+    message = r"--model=tiny is not what .* \(L 2 NH 3 C 48 .*; now L 1 NH 3 C 48 .*\); name"
     with pytest.raises(BadInput, match=message):
         train.main(copied)
+
+
+def test_the_weights_a_run_began_with_are_not_needed_any_more(cfg, tmp_path, capsys):
+    """Nor their name, as long as what is named has the sizes."""
+    names = [f"{tmp_path}/{name}.bin" for name in ("old", "new", "smaller")]
+    llmc.write_model(names[0], tiny.MODEL, initialize(tiny.MODEL, seed=1))
+    train.main(dataclasses.replace(cfg, model=names[0]))
+    Path(names[0]).rename(names[1])
+    again = dataclasses.replace(cfg, resume=True, max_steps=8)
+    train.main(dataclasses.replace(again, model=names[0]))
+    assert "resuming with --model" not in capsys.readouterr().out
+    train.main(dataclasses.replace(again, model=names[1], max_steps=10))
+    screen = capsys.readouterr().out
+    assert f"resuming with --model was {names[0]} and is now {names[1]}" in screen
+    assert [m["step"] for m in log(cfg) if "train_loss" in m] == list(range(10))
+    smaller = dataclasses.replace(tiny.MODEL, L=1)
+    llmc.write_model(names[2], smaller, initialize(smaller, seed=1))
+    with pytest.raises(BadInput, match=r"smaller\.bin is not what .* \(L 2 .*; now L 1 .*\); name"):
+        train.main(dataclasses.replace(again, model=names[2]))
+    with pytest.raises(BadInput, match=r"misspelt\.bin: there is no such file"):
+        train.main(dataclasses.replace(again, model=f"{tmp_path}/misspelt.bin"))
+
+
+def test_the_folder_of_hugging_face_a_run_began_with_is_not_needed_any_more(cfg, tmp_path):
+    """Nor is it asked for on the Hub."""
+    huggingface.write_model(tmp_path / "hf", tiny.MODEL, initialize(tiny.MODEL, seed=1))
+    cfg = dataclasses.replace(cfg, model=f"hf:{tmp_path}/hf")
+    train.main(cfg)
+    shutil.rmtree(tmp_path / "hf")
+    train.main(dataclasses.replace(cfg, resume=True))
 
 
 def rewrite_manifest(folder: Path) -> None:
