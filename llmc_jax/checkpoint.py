@@ -89,7 +89,8 @@ def _origin(path: Path) -> str:
     try:
         run = json.loads((path / RUN).read_text())
         revision = run.get("made_with", {}).get("revision", "unknown")
-        return f"{run['config']['model']}  run {run.get('digest', 'exported')}  at {revision}  "
+        model = run["config"].get("model") or "L {L} C {C}".format(**run["model"])
+        return f"{model}  run {run.get('digest', 'exported')}  at {revision}  "
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
 

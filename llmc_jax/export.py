@@ -160,8 +160,10 @@ def _write_checkpoint(cfg: ExportConfig, source: Source) -> None:
     state = init_state(params)
     if moments:
         state = state._replace(m=moments[0], v=moments[1], step=np.int32(source.step))
+    # Without a name where the sizes have none: any file of the same sizes goes on with it.
+    name = next((name for name, sizes in MODELS.items() if sizes == source.model), None)
     record = dict(
-        config=dict(model=_descriptor(cfg.source, source.model), dtype=source.dtype),
+        config=dict(dtype=source.dtype) | (dict(model=name) if name else {}),
         model=dataclasses.asdict(source.model),
         loop_done=False,  # its first validation shows whether it is the model that was meant
     )
@@ -171,11 +173,6 @@ def _write_checkpoint(cfg: ExportConfig, source: Source) -> None:
         checkpoints.wait()
         if failure := checkpoints.take_failure():
             raise BadInput(f"--output={cfg.output} cannot be written: {failure.reason}.")
-
-
-def _descriptor(source: str, model: ModelConfig) -> str:
-    """What --model must be to go on with the checkpoint."""
-    return next((name for name, sizes in MODELS.items() if sizes == model), source)
 
 
 def verify(cfg: ExportConfig, source: Source) -> None:

@@ -1,6 +1,7 @@
 """From any kind of model to any other, verified; and the programs that start from a file."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from llmc_jax import config, export, generate, train
+from llmc_jax import checkpoint, config, export, generate, train
 from llmc_jax.config import BadInput
 from llmc_jax.export import ExportConfig
 from llmc_jax.interop import huggingface, llmc
@@ -103,6 +104,24 @@ def test_an_exported_file_is_trained_on(trained, tmp_path, capsys):
     )
     last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["val_loss"]
     assert resumed == from_file and resumed[0][1] == pytest.approx(last, rel=1e-6)
+
+
+def test_a_model_of_other_sizes_than_a_descriptors_is_trained_on(
+    trained, tmp_path, monkeypatch, capsys
+):
+    """Exported from its run: whatever file has these sizes is its --model, or had."""
+    run(trained.output_dir, "llmc", tmp_path / "a.bin")
+    monkeypatch.delitem(config.MODELS, "tiny")
+    run(trained.output_dir, "checkpoint", tmp_path / "out", verify=True)
+    assert checkpoint.main("ls", checkpoint.CheckpointConfig(run=f"{tmp_path}/out")) == 0
+    assert "L 2 C 48  run exported  at unknown  complete" in capsys.readouterr().out
+    cfg = dataclasses.replace(trained, output_dir=f"{tmp_path}/out", resume=True, max_steps=7)
+    with pytest.raises(BadInput, match=r"--model=d6 is not what .* \(L 2 .*; now L 6 .*old sizes"):
+        train.main(dataclasses.replace(cfg, model="d6"))
+    shutil.copytree(tmp_path / "out", tmp_path / "again")
+    train.main(dataclasses.replace(cfg, model=f"{tmp_path}/a.bin"))
+    train.main(dataclasses.replace(cfg, model="gone.bin", output_dir=f"{tmp_path}/again"))
+    assert (tmp_path / "again" / "main.log").read_text() == (tmp_path / "out/main.log").read_text()
 
 
 def test_generation_takes_a_file(tmp_path, monkeypatch, capsys):
