@@ -55,7 +55,7 @@ def set_up(cfg: TrainConfig) -> Setup:
     with processes.all_or_none():
         before = run_before(cfg)
         model, weights = processes.in_turn(partial(find_model, cfg.model, before))
-        refuse_other_weights(cfg, model, weights)
+        refuse_other_weights(cfg, model, weights, before)
         ffi.select_isa(cfg.cpu_isa)
         cache = compilation_cache.enable(cfg.compilation_cache, names=bool(cfg.profile_steps))
         mesh = parallel.make_mesh()
@@ -124,15 +124,20 @@ def find_model(name: str, before: dict | None) -> tuple[ModelConfig, Params | No
     return open_model(name)
 
 
-def refuse_other_weights(cfg: TrainConfig, model: ModelConfig, weights: Params | None) -> None:
-    """Raises BadInput where --init_from names weights and --model does too, or other ones."""
+def refuse_other_weights(
+    cfg: TrainConfig, model: ModelConfig, weights: Params | None, before: dict | None
+) -> None:
+    """Raises BadInput where --init_from names weights and --model does too, or other ones.
+
+    before: what the checkpoint to go on from says of its run, None where there is none.
+    """
     if not cfg.init_from:
         return
     if weights is not None:
         raise BadInput(
             f"--model={cfg.model} and --init_from={cfg.init_from} both name weights; give one."
         )
-    if not cfg.resume:  # a run that goes on has weights of its own
+    if before is None:  # a run that goes on has weights of its own
         find_weights(cfg, model)
 
 

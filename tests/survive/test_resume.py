@@ -207,6 +207,7 @@ def test_a_new_run_starts_from_the_weights_of_another(cfg, trained):
     ("options", "message"),
     [
         (dict(init_from="/nowhere"), "--init_from=/nowhere is neither the directory of a run"),
+        (dict(init_from="/nowhere", resume=True), "--init_from=/nowhere is neither the directory"),
         (dict(init_from="{folder}/2"), "/2 is neither the directory of a run with a checkpoint"),
         (dict(model="other"), "has L 2, NH 3, C 48, V 90 and --model=other has L 1, NH 3"),
     ],
