@@ -22,7 +22,8 @@ def locked(folder: Path, flag: str = "output_dir") -> Iterator[str]:
     that names the process that has it, and `flag`.
     """
     try:
-        file = open(folder / NAME, "a+")  # noqa: SIM115
+        # Without a buffer: what a full disk does not take would be tried again on closing.
+        file = open(folder / NAME, "ab+", buffering=0)  # noqa: SIM115
     except OSError as error:
         raise BadInput(
             f"--{flag}={folder} cannot be written: {error.strerror}; name another directory."
@@ -49,7 +50,7 @@ def locked(folder: Path, flag: str = "output_dir") -> Iterator[str]:
 def refuse_in_use(folder: Path, flag: str = "output_dir") -> None:
     """Raises BadInput, as `locked` does, where another process holds the directory's lock now."""
     try:
-        file = open(folder / NAME)  # noqa: SIM115
+        file = open(folder / NAME, "rb")  # noqa: SIM115
     except OSError:
         return
     with file, suppress(OSError):  # on file systems without locks nobody holds one
@@ -78,10 +79,6 @@ def _holder(file) -> str:
 
 def _write(file, text: str) -> None:
     """The whole contents of the file; it only informs, so a full disk is no reason to stop."""
-    try:
-        file.seek(0)
-        file.truncate()
-        file.write(text)
-        file.flush()
-    except OSError:
-        pass
+    with suppress(OSError):
+        file.truncate(0)  # it is open to append to: what is written next is its beginning
+        file.write(text.encode())

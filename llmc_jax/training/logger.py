@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from llmc_jax.config import BadInput, RunStopped
 from llmc_jax.files import new_file
 from llmc_jax.training.log_lines import logged_before, read_lines
 from llmc_jax.training.run_dir import RunDir
@@ -121,12 +122,21 @@ def _append(path: Path, lines: str) -> None:
 
 
 def _cut(path: Path, start: int, loop_done: bool) -> None:
-    """Keep the lines that were written before step `start` began, but for damaged ones."""
+    """Keep the lines that were written before step `start` began, but for damaged ones. Raises
+    RunStopped where they cannot be written."""
     if not path.exists():
         return
     lines, damaged = read_lines(path)
     if damaged:
         print(f"WARNING: {path}: {len(damaged)} damaged lines were dropped")
     kept = [line.text for line in lines if logged_before(line.metrics, start, loop_done)]
-    with new_file(path, overwrite=True) as file:  # so that a kill just now costs no line
-        file.write("".join(kept).encode())
+    if len(kept) == len(lines) and not damaged:
+        return
+    try:
+        with new_file(path, overwrite=True) as file:  # so that a kill just now costs no line
+            file.write("".join(kept).encode())
+    except BadInput as error:  # a disk that is full: the flags are those of a run that went well
+        raise RunStopped(
+            f"the lines from step {start} on cannot be taken out of a log: {error} Mend that, and "
+            f"give the same command again."
+        ) from error

@@ -1,5 +1,6 @@
 """Disks that are full, gone, or not to be written to."""
 
+import contextlib
 import dataclasses
 import itertools
 import resource
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmc_jax import checkpoint as checkpoint_program
-from llmc_jax import train
+from llmc_jax import lock, train
 from llmc_jax.checkpoint import CheckpointConfig
 from llmc_jax.config import BadInput, RunStopped
 from llmc_jax.training import checkpoint
@@ -94,6 +95,35 @@ def test_a_full_disk(cfg, trained, monkeypatch, mount, capsys, found):
     assert steps(cfg) == [4, 6] and log(cfg) == log(trained)
 
 
+def test_a_disk_that_is_full_from_the_start(cfg, mount, capsys):
+    """A new run and one that goes on train all the same, and end with a sentence."""
+    disk = mount("size=8m")
+    there = dataclasses.replace(cfg, output_dir=f"{disk}/run", max_steps=2)
+    train.main(there)
+    with open(disk / "filled", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"0" * 4096):
+            pass
+    for run in (
+        dataclasses.replace(there, output_dir=f"{disk}/other"),
+        dataclasses.replace(there, max_steps=6, resume=True),
+    ):
+        with pytest.raises(RunStopped, match="could not be written: No space left on device"):
+            train.main(run)
+    assert "metrics.jsonl cannot be written: No space left on device" in capsys.readouterr().out
+    (disk / "filled").unlink()
+    train.main(dataclasses.replace(there, max_steps=6, resume=True, schedule_steps=2))
+    assert steps(there) == [2, 4, 6]
+    assert [m["step"] for m in log(there) if "train_loss" in m] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_lock_on_a_full_disk_holds_and_has_no_name(tmp_path, small_files):
+    small_files(10)
+    with lock.locked(tmp_path), pytest.raises(BadInput, match="is in use by another process"):
+        lock.refuse_in_use(tmp_path)
+    with lock.locked(tmp_path) as remark:
+        assert remark == ""
+
+
 def test_a_disk_that_cannot_be_written(cfg, trained, mount, capsys):
     """Training there is refused; what is on it can be read."""
     disk = mount("size=64m")
@@ -145,6 +175,23 @@ def test_a_log_line_is_written_whole_or_not_at_all(tmp_path, small_files):
     logger.val(6, 3.0, 32)
     assert not logger.problem
     assert [m["step"] for m in read_metrics(run.metrics)] == [0, 3, 6]
+
+
+def test_a_log_that_cannot_be_cut_ends_the_run_and_keeps_its_lines(tmp_path, small_files):
+    """Not as a mistake in flags does: the next start may go well. What need not be cut is not."""
+    run = RunDir(tmp_path)
+    logger = Logger(run, 0)
+    for step in (0, 3, 6):
+        logger.val(step, 1.0, 32)
+    small_files(10)
+    with pytest.raises(RunStopped, match=r"from step 3 on cannot .*main.log .*: File too large. M"):
+        Logger(run, 3)
+    Logger(run, 7)
+    assert [m["step"] for m in read_metrics(run.metrics)] == [0, 3, 6]
+    assert not list(tmp_path.glob("*.tmp"))
+    small_files(None)
+    Logger(run, 3)
+    assert [m["step"] for m in read_metrics(run.metrics)] == [0, 3]
 
 
 def test_half_a_line_at_the_end_of_a_log_is_cut_off(tmp_path):
