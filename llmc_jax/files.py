@@ -1,9 +1,10 @@
 """Files that appear whole or not at all, what is in them, and how they are set aside."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,22 +13,50 @@ from llmc_jax.config import BadInput
 
 @contextmanager
 def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
-    """A file to write, under a temporary name until all is written without an error.
+    """A file to write, under a temporary name until all of it is on the disk: else, after a power
+    loss, a name may be there with nothing behind it, and what it named before is gone.
 
     Raises BadInput where `path` exists and is not to be overwritten, or cannot be written.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise BadInput(f"{path} exists; add --overwrite to replace it, or name another file.")
     temporary = path.with_name(path.name + ".tmp")
     try:
+        if path.exists() and not overwrite:
+            raise BadInput(f"{path} exists; add --overwrite to replace it, or name another file.")
+        if path.exists() and not path.is_file():  # a device would be replaced
+            raise BadInput(f"{path} is no file that can be replaced; name another.")
         with open(temporary, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync(path.parent)
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error.strerror}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is what went wrong first that is said
+            temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, is on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:  # not all file systems can for a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(opened)
+
+
+def refuse_no_file(path: str | Path) -> None:
+    """Raises BadInput where `path` is there and is no file: a pipe is waited for without end, and
+    can be read once only."""
+    if (path := Path(path)).is_dir():
+        raise BadInput(f"{path} cannot be read: {os.strerror(errno.EISDIR)}.")
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path} cannot be read: it is a pipe or a device; name a file.")
 
 
 def set_aside(path: Path, why: str) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from llmc_jax.config import BadInput
-from llmc_jax.files import new_file
+from llmc_jax.files import new_file, refuse_no_file
 
 # (magic, version) -> type of the tokens
 KINDS = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
@@ -24,6 +24,7 @@ HEADER_BYTES = 4 * HEADER_INTS
 
 def read_shard(path: str | Path) -> np.ndarray:
     """The tokens of a shard, memory-mapped. Raises BadInput where it is not a shard."""
+    refuse_no_file(path)
     try:
         size = os.path.getsize(path)
         header = np.fromfile(path, "<i4", count=HEADER_INTS)
@@ -91,8 +92,6 @@ def write_shard(path: str | Path, tokens: np.ndarray, dtype="uint16") -> None:
     with new_file(path, overwrite=True) as file:
         file.write(header.tobytes())
         file.write(np.ascontiguousarray(tokens, dtype).data)
-        file.flush()
-        os.fsync(file.fileno())  # before a manifest says that it is there
 
 
 def find_shards(flag: str, pattern: str) -> list[str]:

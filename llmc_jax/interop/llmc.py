@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from llmc_jax.config import BadInput, ModelConfig, refuse_impossible
-from llmc_jax.files import new_file
+from llmc_jax.files import new_file, refuse_no_file
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Block, Params
 
@@ -93,6 +93,7 @@ def write_debug_state(path: str | Path, state: DebugState, *, overwrite: bool = 
 
 def read_header(path: str | Path, magic: int, versions: tuple[int, ...], what: str) -> np.ndarray:
     """The 256 int32 of a file. Raises BadInput where they are not those of `what`."""
+    refuse_no_file(path)
     try:
         header = np.fromfile(path, "<i4", count=HEADER_INTS)
     except OSError as error:

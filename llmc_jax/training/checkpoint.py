@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from llmc_jax.config import BadInput
-from llmc_jax.files import set_aside
+from llmc_jax.files import set_aside, sync
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.training import arrays, manifest, parallel
 from llmc_jax.training.step import TrainState
@@ -198,7 +198,7 @@ class Checkpointer:
             (folder / RUN).write_text(json.dumps(run, indent=1))
             manifest.write(folder, without=UNFINISHED, written=written)
             (folder / UNFINISHED).unlink()
-            manifest.sync(folder)  # else the mark may be there again after a power loss
+            sync(folder)  # else the mark may be there again after a power loss
             self.written = step
         except Exception as error:  # whatever it is, the run goes on and tries again
             with suppress(OSError):

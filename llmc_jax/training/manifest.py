@@ -4,7 +4,6 @@ The manifest is written last, so a folder that has one has everything; nothing d
 file system renames.
 """
 
-import errno
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from zlib_ng import zlib_ng
+
+from llmc_jax.files import sync
 
 NAME = "manifest.json"
 PIECE = 1 << 20  # bytes read at once
@@ -86,18 +87,6 @@ def _measure(path: Path) -> tuple[int, int]:
             size += count
             checksum = zlib_ng.crc32(memoryview(buffer)[:count], checksum)
     return size, checksum
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the list of a folder's files, is on the disk."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    except OSError as error:  # not all file systems can for a folder
-        if error.errno != errno.EINVAL or not path.is_dir():
-            raise
-    finally:
-        os.close(opened)
 
 
 def _checksum(files: dict) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 
 import numpy as np
 import pytest
@@ -151,6 +152,13 @@ def test_unusable_text_is_named(text_config, tmp_path, content, message):
     with pytest.raises(BadInput, match=message):
         prepare.main(text_config)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_pipe_is_no_input(text_config, tmp_path):
+    """It would be read twice."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadInput, match="pipe cannot be read: it is a pipe or a device"):
+        prepare.main(dataclasses.replace(text_config, input=f"{tmp_path}/pipe"))
 
 
 def test_missing_input_is_named(text_config):

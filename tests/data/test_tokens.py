@@ -39,6 +39,15 @@ def test_a_broken_shard_is_named(tmp_path, content, message):
     assert str(tmp_path / "a.bin") in str(error.value)
 
 
+def test_what_is_no_file_is_named(tmp_path):
+    """A pipe would be waited for without end."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadInput, match="pipe cannot be read: it is a pipe or a device; name a fi"):
+        read_shard(tmp_path / "pipe")
+    with pytest.raises(BadInput, match="cannot be read: Is a directory"):
+        read_shard(tmp_path)
+
+
 def test_globs_are_sorted_and_must_match(tmp_path):
     for name in ("b.bin", "a.bin"):
         write_shard(tmp_path / name, np.zeros(4))

@@ -88,6 +88,12 @@ def test_a_broken_model_file_is_named(tmp_path, params, damage, message):
     assert str(path) in str(error.value)
 
 
+def test_a_pipe_is_no_model(tmp_path):
+    os.mkfifo(tmp_path / "model.bin")
+    with pytest.raises(BadInput, match=r"model\.bin cannot be read: it is a pipe or a device"):
+        llmc.read_model(tmp_path / "model.bin")
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(BadInput, match=r"none\.bin cannot be read: No such file"):
         llmc.read_model(tmp_path / "none.bin")

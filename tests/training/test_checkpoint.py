@@ -112,14 +112,14 @@ def test_saved_is_said_when_the_mark_of_an_unfinished_one_is_gone_from_the_disk(
     tmp_path, monkeypatch
 ):
     """After a power loss it would be there again, and the checkpoint be removed for it."""
-    marked, sync = [], manifest.sync
+    marked, sync = [], checkpoint.sync
 
     def syncing(path):
         if path == tmp_path / "00000003":
             marked.append((path / "unfinished").exists())
         sync(path)
 
-    monkeypatch.setattr(manifest, "sync", syncing)
+    monkeypatch.setattr(checkpoint, "sync", syncing)
     with Checkpointer(tmp_path) as checkpoints:
         checkpoints.save(make_state(), {}, 3)
     assert marked and not marked[-1]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmc_jax.config import BadInput
-from llmc_jax.files import sha256_of
+from llmc_jax.files import refuse_no_file, sha256_of
 
 
 class Document(NamedTuple):
@@ -58,6 +58,7 @@ def find_files(source: str, pattern: str) -> list[Path]:
 
 def describe(path: Path) -> dict:
     """What the manifest says of an input file. Raises BadInput where it cannot be read."""
+    refuse_no_file(path)  # it is read again for its text
     try:
         return dict(file=path.name, bytes=path.stat().st_size, sha256=sha256_of(path))
     except OSError as error:
