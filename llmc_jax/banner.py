@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from llmc_jax import ffi
-from llmc_jax.config import RunStopped, TrainConfig
+from llmc_jax.config import BadInput, RunStopped, TrainConfig
 from llmc_jax.run_setup import Setup
 from llmc_jax.training import processes
 from llmc_jax.training.checkpoint import Checkpointer
@@ -76,8 +76,8 @@ def report_files(run: RunDir, checkpoints: Checkpointer) -> None:
     logged = read_run(run.root)
     try:
         save_picture([logged], run.picture, [LOSS])
-    except OSError as error:
-        raise RunStopped(f"{run.picture} cannot be drawn: {error.strerror}.") from error
+    except BadInput as error:  # the flags are right: training went well with them
+        raise RunStopped(f"no curves are drawn: {error} The run is as it should be.") from error
     if val := logged.curves.get("val_loss"):
         print(f"validation loss {val.values[-1]:.4f}")
     steps = checkpoints.steps()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmc_jax import program
-from llmc_jax.config import BadInput, option
+from llmc_jax.config import option
 from llmc_jax.view.curves import read_runs
 from llmc_jax.view.levels import levels
 from llmc_jax.view.page import save_page
@@ -40,10 +40,7 @@ def main(paths: list[str], cfg: PlotConfig) -> None:
     first = Path(paths[0])
     output = Path(cfg.output or (first if first.is_dir() else first.parent) / "plot")
     picture, page = (output.with_name(output.name + end) for end in (".png", ".html"))
-    try:
-        save_picture(runs, picture, panels_of(runs), beside)
-    except OSError as error:
-        raise BadInput(f"{picture} cannot be written: {error.strerror}; see --output.") from error
+    save_picture(runs, picture, panels_of(runs), beside)
     save_page(runs, page, beside)
     for run in runs:
         steps = max(int(curve.steps[-1]) for curve in run.curves.values())

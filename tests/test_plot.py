@@ -1,5 +1,6 @@
 """python -m llmc_jax.plot as a user has it: files, words, bad input."""
 
+import resource
 import subprocess
 import sys
 
@@ -29,6 +30,18 @@ def test_output_names_both_files(tmp_path):
         plot.main([str(run)], plot.PlotConfig(output=f"{tmp_path}/nowhere/plot"))
     with pytest.raises(BadInput, match=r"--levels=125M: there is no '125M'; write some of 124M"):
         plot.main([str(run)], plot.PlotConfig(levels="125M"))
+
+
+def test_a_picture_that_does_not_fit_leaves_nothing(tmp_path):
+    run = write(tmp_path / "one", "main.log", MAIN_LOG)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(BadInput, match=r"plot.png cannot be written: File too large\.$"):
+            plot.main([str(run)], plot.PlotConfig())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(run.glob("plot*"))
 
 
 @pytest.mark.parametrize(

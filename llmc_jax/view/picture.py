@@ -1,11 +1,11 @@
 """Curves of runs as a picture (PNG)."""
 
 import math
-import os
 from pathlib import Path
 
 import matplotlib
 
+from llmc_jax.files import new_file
 from llmc_jax.view.curves import Run, smooth
 from llmc_jax.view.levels import Level
 from llmc_jax.view.panels import NOISY, SPARSE, Panel
@@ -20,7 +20,8 @@ FIRST_INCHES, MORE_INCHES = (8, 4.8), (1.5, 2.8)  # more: wider for a column, hi
 def save_picture(
     runs: list[Run], path: Path, panels: list[Panel], levels: tuple[Level, ...] = ()
 ) -> None:
-    """Draw `panels` of the runs over each other; the file appears whole or not at all (OSError)."""
+    """Draw `panels` of the runs over each other; the file appears whole or not at all. Raises
+    BadInput where it cannot be written."""
     columns = max(1, min(COLUMNS, len(panels) - 1))
     rows = math.ceil((len(panels) - 1) / columns)
     (width, height), (wider, higher) = FIRST_INCHES, MORE_INCHES
@@ -32,10 +33,11 @@ def save_picture(
         place = grid[0, :] if number == 0 else grid[row + 1, column]
         _draw(figure.add_subplot(place), panel, runs, levels)
     figure.tight_layout()
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png")
-    plt.close(figure)
-    os.replace(temporary, path)
+    try:
+        with new_file(path, overwrite=True) as file:
+            figure.savefig(file, format="png")
+    finally:
+        plt.close(figure)
 
 
 def _draw(axes, panel: Panel, runs: list[Run], levels: tuple[Level, ...]) -> None:
