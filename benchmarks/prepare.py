@@ -40,7 +40,9 @@ CHARACTERS = 4000
 
 @dataclass(frozen=True)
 class Config:
-    input: str = option("", "JSON lines (globs, comma-separated); empty: installed Python files")
+    input: str = option(
+        "", "JSON lines (globs, comma-separated); empty: installed Python files", path=True
+    )
     field: str = option("text", "field of --input with the text")
     megabytes: int = option(60, "how much of the installed Python files", minimum=1)
     rounds: int = option(5, "rounds", minimum=1)

@@ -39,7 +39,7 @@ class BenchConfig(TaskConfig):
         "are rivals; any other word is our step with that value of --ops, where + stands for its "
         "comma (e.g. auto,jnp,jnp+attention=ffi,pytorch)",
     )
-    output: str = option("", "file to append the table to; empty: only print it")
+    output: str = option("", "file to append the table to; empty: only print it", path=True)
 
 
 def main(cfg: BenchConfig) -> int:

@@ -24,7 +24,7 @@ COMMANDS = ("ls", "verify", "rm")
 class CheckpointConfig:
     """Which checkpoints."""
 
-    run: str = option("", "directory of a run (the --output_dir of its training)")
+    run: str = option("", "directory of a run (the --output_dir of its training)", path=True)
     step: int = option(-1, "only the checkpoint of this step; -1: all", minimum=-1)
     keep: int = option(-1, "rm: all but the newest N that are complete", minimum=-1)
     set_aside: bool = option(

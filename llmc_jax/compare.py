@@ -28,11 +28,13 @@ class CompareConfig(TaskConfig):
         "compare.jsonl",
         "files of JSON lines to show, globs separated by commas; what is measured is appended to "
         "the first",
+        path=True,
     )
     output: str = option(
         "",
         "where to write the table (.md), picture (.png) and page (.html); empty: as --results, or "
         "'compare' where that is a pattern",
+        path=True,
     )
 
 

@@ -7,6 +7,7 @@ Below everything else: no JAX import here.
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,16 +123,35 @@ def is_descriptor(name: str) -> bool:
     return canonical_model(name) in MODELS
 
 
-def option(default, help: str, *, choices=None, minimum=None, may_change=False, of_start=False):
+def option(
+    default, help: str, *, choices=None, minimum=None, may_change=False, of_start=False, path=False
+):
     """A dataclass field that is also a command-line flag.
 
     choices: the values allowed. minimum: smallest number allowed.
     may_change: a resumed run may have another value than the run it continues.
     of_start: so it may, and nothing is said of it: it is how a process begins, not what the run is.
+    path: it can be a path, or paths or globs with commas between (from_home).
     """
-    metadata = dict(help=help, choices=choices, minimum=minimum, of_start=of_start)
+    metadata = dict(help=help, choices=choices, minimum=minimum, of_start=of_start, path=path)
     metadata["may_change"] = may_change or of_start
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def from_home(cfg):
+    """Options with the user's home for ~ at the beginning of paths, as a shell would have it: it
+    leaves it alone within a flag, and in a flagfile there is none to do it."""
+    paths = {
+        field.name: ",".join(map(_from_home, getattr(cfg, field.name).split(",")))
+        for field in dataclasses.fields(cfg)
+        if field.metadata["path"]
+    }
+    return dataclasses.replace(cfg, **paths)
+
+
+def _from_home(path: str) -> str:
+    kind = "hf:" if path.startswith("hf:") else ""
+    return kind + os.path.expanduser(path.removeprefix(kind))
 
 
 @dataclass(frozen=True)
@@ -144,18 +164,26 @@ class TrainConfig:
         "model: dN, gpt2:dN or gpt3:cC; or weights to start from: a model file of llm.c "
         "(PATH.bin), a folder or name of Hugging Face (hf:PATH) (-e)",
         may_change=True,  # the name; a resume compares the sizes, and has weights of its own
+        path=True,
     )
     train_data: str = option(
         "",
         "token shards to train on: globs, separated by commas; each with a weight "
         "(a*.bin:0.7,b*.bin:0.3) to mix them in these shares (-i)",
         may_change=True,  # the name; a resume compares what it reads
+        path=True,
     )
     val_data: str = option(
-        "", "token shards to validate on: globs, separated by commas (-j)", may_change=True
+        "",
+        "token shards to validate on: globs, separated by commas (-j)",
+        may_change=True,
+        path=True,
     )
     output_dir: str = option(
-        "", "directory for log, checkpoints and picture; empty: write nothing (-o)", of_start=True
+        "",
+        "directory for log, checkpoints and picture; empty: write nothing (-o)",
+        of_start=True,
+        path=True,
     )
     # batches
     batch_size: int = option(
@@ -300,6 +328,7 @@ class TrainConfig:
         "where compiled programs are kept for the next start: auto (the user's cache folder), off, "
         "or a folder",
         of_start=True,
+        path=True,
     )
     # how it is watched
     tensorboard: bool = option(
@@ -329,6 +358,7 @@ class TrainConfig:
         "after each validation but the first, how many of these questions the model gets right: "
         "PATH.bin of llm.c, or HellaSwag's PATH.jsonl; empty: none (-h)",
         may_change=True,
+        path=True,
     )
     sample_every: int = option(
         20, "generate text every N steps and at the end (-s)", minimum=0, may_change=True
@@ -369,6 +399,7 @@ class TrainConfig:
         "",
         "start a new run from the weights of another: its directory, or one of its checkpoints",
         of_start=True,
+        path=True,
     )
 
     @property

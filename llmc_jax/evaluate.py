@@ -40,6 +40,7 @@ class EvaluateConfig(TrainedConfig):
         "",
         "glob of the token shards for the loss; empty: the --val_data of the run. Weights change "
         "nothing: every text counts as it is",
+        path=True,
     )
     val_batches: int = option(
         -1,
@@ -47,10 +48,14 @@ class EvaluateConfig(TrainedConfig):
         minimum=-1,
     )
     hellaswag: str = option(
-        "", "HellaSwag's questions: PATH.jsonl, or llm.c's PATH.bin; empty: they are downloaded"
+        "",
+        "HellaSwag's questions: PATH.jsonl, or llm.c's PATH.bin; empty: they are downloaded",
+        path=True,
     )
-    mmlu: str = option("", "glob of MMLU's questions, CSV files; empty: they are downloaded")
-    data_dir: str = option("data/evaluation", "directory for what is downloaded")
+    mmlu: str = option(
+        "", "glob of MMLU's questions, CSV files; empty: they are downloaded", path=True
+    )
+    data_dir: str = option("data/evaluation", "directory for what is downloaded", path=True)
     limit: int = option(0, "only the first N questions of each task; 0: all", minimum=0)
     batch_size: int = option(
         8,
@@ -58,7 +63,7 @@ class EvaluateConfig(TrainedConfig):
         "in it",
         minimum=1,
     )
-    output: str = option("", "file for all numbers, one JSON object")
+    output: str = option("", "file for all numbers, one JSON object", path=True)
     details: bool = option(False, "with --output: also the losses and choices of each question")
     overwrite: bool = option(False, "replace --output if it exists")
 

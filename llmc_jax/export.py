@@ -42,6 +42,7 @@ class ExportConfig:
         "a run's directory (ours or llm.c's), a model file of llm.c (PATH.bin), a folder or "
         "name of Hugging Face (hf:PATH, hf:NAME), or a descriptor (d12) for its initial weights "
         "(./d12: a directory of that name)",
+        path=True,
     )
     step: int = option(-1, "step of the run's checkpoint; -1: the newest", minimum=-1)
     format: str = option(
@@ -50,7 +51,7 @@ class ExportConfig:
         "checkpoint: run directory of ours",
         choices=("llmc", "llmc_bf16", "hf", "checkpoint"),
     )
-    output: str = option("", "file or, for hf and checkpoint, directory to write")
+    output: str = option("", "file or, for hf and checkpoint, directory to write", path=True)
     overwrite: bool = option(False, "replace files that exist")
     verify: bool = option(False, "read the result again and compare logits with the source's")
 

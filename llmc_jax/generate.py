@@ -28,7 +28,7 @@ class GenerateConfig(TrainedConfig):
     prompt: tuple[str, ...] = option(
         (), "text to continue; may be given several times; none: a new document"
     )
-    prompts: str = option("", "file with a prompt a line")
+    prompts: str = option("", "file with a prompt a line", path=True)
     interactive: bool = option(False, "read prompts from standard input, and answer each at once")
     samples: int = option(1, "texts for each prompt, with --seed and those after it", minimum=1)
     batch_size: int = option(8, "texts that are generated at a time", minimum=1)

@@ -6,7 +6,7 @@ python -m llmc_jax.lm_eval --model_args run=runs/books --tasks hellaswag --batch
 import sys
 
 from llmc_jax import program, screen
-from llmc_jax.config import BadInput
+from llmc_jax.config import BadInput, from_home
 from llmc_jax.evaluation.harness import Harness
 from llmc_jax.trained import TrainedConfig, open_by_flags
 
@@ -25,7 +25,7 @@ def open_harness(
         ops=str(ops_spec),
     )  # fmt: skip
     number = int(batch_size) if str(batch_size).isdecimal() else BATCH_SIZE
-    return Harness(open_by_flags(cfg, shortest=2), batch_size=number)
+    return Harness(open_by_flags(from_home(cfg), shortest=2), batch_size=number)
 
 
 def _check(*, step, sequence_length, dtype, batch_size) -> None:

@@ -21,7 +21,7 @@ class PlotConfig:
     """What is drawn beside the runs, and to where."""
 
     output: str = option(
-        "", "PATH of PATH.png and PATH.html; empty: plot in the folder of the first run"
+        "", "PATH of PATH.png and PATH.html; empty: plot in the folder of the first run", path=True
     )
     levels: str = option(
         "124M",

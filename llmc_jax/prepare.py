@@ -42,7 +42,7 @@ class PrepareConfig:
         ),
     )  # fmt: skip
     input: str = option(
-        "", "files (globs, comma-separated), or a local copy of what would be downloaded"
+        "", "files (globs, comma-separated), or a local copy of what would be downloaded", path=True
     )
     field: str = option("text", "field of JSON lines, or column of parquet files, with the text")
     fineweb_type: str = option(
@@ -60,8 +60,9 @@ class PrepareConfig:
         "",
         "directory for the shards; empty: data/SOURCE, of FineWeb llm.c's name for it, such as "
         "data/edu_fineweb10B",
+        path=True,
     )
-    download_dir: str = option("data/downloads", "directory for what is downloaded")
+    download_dir: str = option("data/downloads", "directory for what is downloaded", path=True)
     hub: str = option("https://huggingface.co", "where Hugging Face's files are: it, or a mirror")
     val_fraction: float = option(
         0.05,

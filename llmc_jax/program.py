@@ -10,7 +10,7 @@ from functools import partial
 from absl import app, flags, logging
 
 from llmc_jax import screen
-from llmc_jax.config import BadInput, RunStopped, TrainConfig
+from llmc_jax.config import BadInput, RunStopped, TrainConfig, from_home
 
 
 def define_flags(config_class: type, module: str) -> None:
@@ -67,7 +67,7 @@ def run(
         for name, value in values.items():
             if isinstance(value, float) and math.isnan(value):
                 raise BadInput(f"--{name}={value} is no number; give one.")
-        return main(*command, config_class(**values))
+        return main(*command, from_home(config_class(**values)))
 
     parse = partial(_parse, config_class)
     sys.exit(ended(lambda: app.run(start, flags_parser=parse)))

@@ -25,11 +25,12 @@ from llmc_jax.training.run_dir import find_checkpoints
 class TrainedConfig:
     """Options of every program that uses a model: which one, and what it is computed with."""
 
-    run: str = option("", "directory of a run (the --output_dir of its training)")
+    run: str = option("", "directory of a run (the --output_dir of its training)", path=True)
     model: str = option(
         "",
         "instead of --run: a model file of llm.c (PATH.bin), a folder or name of Hugging Face "
         "(hf:PATH, hf:NAME)",
+        path=True,
     )
     step: int = option(-1, "step of the checkpoint; -1: the newest", minimum=-1)
     sequence_length: int = option(

@@ -151,6 +151,18 @@ def test_a_mistake_in_a_flagfile_names_the_flagfile(run_program, tmp_path, line,
     assert result.stderr.count("\n") == 1
 
 
+def test_home_is_found_on_the_command_line_and_in_flagfiles(run_program, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    home = Path.home()
+    (tmp_path / "run.flags").write_text("--input=~/nowhere/*.txt\n")
+    flags = ["--source=text", f"--flagfile={tmp_path}/run.flags", "--output_dir=~/nowhere/at/all"]
+    result = run_program("prepare", *flags, "--verify")
+    assert f"error: {home}/nowhere/at/all/manifest.json is not there" in result.stderr
+    result = run_program("prepare", *flags)
+    assert f"error: --input={home}/nowhere/*.txt matches no file" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run.flags"]
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.flags")), ids=lambda p: p.stem)
 def test_configs_are_made_of_known_flags(run_program, path):
     """Every flag and value is accepted: what stops the run is the data that is not there."""

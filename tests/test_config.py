@@ -1,11 +1,12 @@
 """Model descriptors are llm.c's; options that define a run are told from those that do not."""
 
 import dataclasses
+import importlib
 
 import jax
 import pytest
 
-from llmc_jax.config import MODELS, BadInput, TrainConfig, changes, model_config
+from llmc_jax.config import MODELS, BadInput, TrainConfig, changes, from_home, model_config
 from llmc_jax.models import gpt2
 
 
@@ -56,3 +57,43 @@ def test_changes_names_what_defines_a_run_and_nothing_else():
     assert changes(saved, cfg) == []
     assert changes(saved, dataclasses.replace(cfg, val_every=7, output_dir="x", ops="jnp")) == []
     assert changes(saved, dataclasses.replace(cfg, seed=1)) == ["--seed was 42 and is now 1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("~/runs/a", "/home/me/runs/a"),
+        ("~", "/home/me"),
+        ("~/a*.bin:0.7,b/~.bin:0.3", "/home/me/a*.bin:0.7,b/~.bin:0.3"),
+        ("~/a.bin,~/b.bin", "/home/me/a.bin,/home/me/b.bin"),
+        ("hf:~/gpt2", "hf:/home/me/gpt2"),
+        ("hf:gpt2", "hf:gpt2"),
+        ("./~", "./~"),
+        ("~nobody-has-this-name/a", "~nobody-has-this-name/a"),
+    ],
+)  # fmt: skip
+def test_a_path_may_begin_at_home(monkeypatch, given, meant):
+    monkeypatch.setenv("HOME", "/home/me")
+    cfg = from_home(TrainConfig(train_data=given, profile_steps="~/"))
+    assert (cfg.train_data, cfg.profile_steps) == (meant, "~/")
+    assert not changes(dataclasses.asdict(TrainConfig(train_data=meant)), cfg, may_change=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "paths"),
+    [
+        ("config", "TrainConfig",
+         "model train_data val_data output_dir compilation_cache hellaswag init_from"),
+        ("prepare", "PrepareConfig", "input output_dir download_dir"),
+        ("generate", "GenerateConfig", "run model prompts"),
+        ("evaluate", "EvaluateConfig", "run model val_data hellaswag mmlu data_dir output"),
+        ("export", "ExportConfig", "source output"),
+        ("checkpoint", "CheckpointConfig", "run"),
+        ("plot", "PlotConfig", "output"),
+        ("compare", "CompareConfig", "results output"),
+        ("bench", "BenchConfig", "output"),
+    ],
+)  # fmt: skip
+def test_these_flags_are_paths(module, name, paths):
+    options = dataclasses.fields(getattr(importlib.import_module(f"llmc_jax.{module}"), name))
+    assert " ".join(field.name for field in options if field.metadata["path"]) == paths
