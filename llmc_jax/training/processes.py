@@ -35,6 +35,10 @@ class Agreed(BadInput):
     """Bad input that all processes know of: each of them ends in the usual way."""
 
 
+class AgreedStop(RunStopped):
+    """The same of what stops a run."""
+
+
 def first() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
@@ -133,7 +137,7 @@ def _give_up(cfg: TrainConfig, place: dict) -> None:
     end(
         f"{who} {_address(place)} within {cfg.coordinator_timeout} s; see that all are started, "
         f"with one --coordinator_address that they can reach (--coordinator_timeout waits longer).",
-        status=2,
+        status=1,  # no mistake in this one's flags: started once more, it may find them
     )
 
 
@@ -161,18 +165,22 @@ def exchange(thing) -> list:
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """What is done inside succeeds in all processes, or else raises Agreed in all of them."""
+    """What is done inside succeeds in all processes, or else raises Agreed in all of them, or
+    AgreedStop where it was RunStopped."""
     problem = None
     try:
         yield
-    except BadInput as error:
+    except (BadInput, RunStopped) as error:
         problem = error
-    problems = exchange(str(problem) if problem else "")
+    kind = AgreedStop if isinstance(problem, RunStopped) else Agreed
+    problems = exchange(problem and (kind, str(problem)))
     if problem:
-        raise Agreed(str(problem)) from problem
-    for number, text in enumerate(problems):
-        if text:
-            raise Agreed(f"process {number} cannot start: {text}")
+        raise kind(str(problem)) from problem
+    for number, other in enumerate(problems):
+        if other:
+            kind, text = other
+            cannot = "go on" if kind is AgreedStop else "start"
+            raise kind(f"process {number} cannot {cannot}: {text}")
 
 
 def from_first(make: Callable):
@@ -220,7 +228,7 @@ def ending_together(heartbeat_timeout: int) -> Iterator[Callable[[int], None]]:
     watch = _Watch(heartbeat_timeout)
     try:
         yield watch.step
-    except Agreed:
+    except (Agreed, AgreedStop):
         raise
     except KeyboardInterrupt:
         end("interrupted", status=130)

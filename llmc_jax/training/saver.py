@@ -103,12 +103,14 @@ class Saver:
             self._say(f"WARNING: {self._sentence(failure)} is tried again at the next one")
 
     def finish(self) -> None:
-        """Wait until all is on disk. Raises RunStopped where the last checkpoint is not."""
+        """Wait until all is on disk. Raises RunStopped where the last checkpoint is not: in all
+        processes, as one that ends alone takes the others with it before they can say why."""
         if not self._checkpoints:
             return
-        self._checkpoints.wait()
-        if failure := self._checkpoints.take_failure():
-            raise RunStopped(f"{self._sentence(failure)} can be tried again with --resume.")
+        with processes.all_or_none():
+            self._checkpoints.wait()
+            if failure := self._checkpoints.take_failure():
+                raise RunStopped(f"{self._sentence(failure)} can be tried again with --resume.")
 
     def _sentence(self, failure: Failure) -> str:
         """What failed and what is still there; the rest says how it goes on."""
