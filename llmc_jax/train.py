@@ -172,14 +172,14 @@ def first_state(setup: Setup, place: Place, startup: Startup):
     """
     cfg, model, mesh = setup.cfg, setup.model, setup.mesh
     start = place.start.step if place.start.saved else None
-    if place.checkpoints:
-        like = state_shapes(model)
-        place.checkpoints.reserve(like, touch=cfg.saves_checkpoints)
+    saved = partial(what_is_saved, place.checkpoints)
     like, rooms = state_like(model, cfg, mesh), placed_rooms_like(setup.ops, model, cfg, mesh)
+    memory.refuse_too_large(memory.of_one_device(like), setup.ops, model, cfg, saved)
+    if place.checkpoints:
+        place.checkpoints.reserve(state_shapes(model), touch=cfg.saves_checkpoints)
     with ThreadPoolExecutor(1) as beside:
         zeros = beside.submit(maker_of_moments(like)) if start is None else None
         lowered = lower_update(setup, like, rooms)
-        saved = partial(what_is_saved, place.checkpoints)
         update = beside.submit(compile_update, lowered, setup, saved)
         make_rooms = beside.submit(maker_of_rooms, rooms, mesh)
         state = make_state(model, setup.weights, cfg, place.checkpoints, start, mesh, zeros)

@@ -1,6 +1,7 @@
 """The planning program: tables, the largest batch, what it refuses; and a run out of memory."""
 
 import dataclasses
+from contextlib import nullcontext
 
 import jax
 import pytest
@@ -8,8 +9,11 @@ import pytest
 from llmc_jax import config, devices, plan, train
 from llmc_jax.config import BadInput, RunStopped
 from llmc_jax.devices import DEVICES
+from llmc_jax.ops.op import size
 from llmc_jax.plan import PlanConfig
 from llmc_jax.training import memory
+from llmc_jax.training.checkpoint import Checkpointer
+from llmc_jax.training.step import state_shapes
 from tests import tiny
 
 
@@ -153,12 +157,38 @@ def test_a_run_out_of_memory_ends_with_the_table(tmp_path, monkeypatch, at):
         train.main(run)
     told = str(error.value)
     saved = "nothing is saved" if at != "step" else "the newest checkpoint is of step 4"
-    assert told.startswith("the device's memory, 1 MiB, is not enough for this step; " + saved)
+    assert told.startswith(
+        f"the device's memory, 1 MiB, less 1 MiB for the copy of a checkpoint, is not enough for "
+        f"this step; {saved}"
+    )
     assert "| AdamW's two moments " in told and "| activations: qkv" in told
     assert told.endswith("says so before it.)") and "--batch_size=1 --recompute=" in told
     monkeypatch.setattr(train, "compile_update", lambda *_: fail("INTERNAL: something else"))
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         train.main(dataclasses.replace(run, output_dir="", checkpoint_every=0))
+
+
+@pytest.mark.parametrize("times", [1.2, 2.2, 3])
+def test_the_copy_that_checkpoints_are_written_from_counts(tmp_path, monkeypatch, times):
+    """Nothing is begun where the state and its copy do not fit; the step takes 1.43 times the
+    state. Where there are no checkpoints there is no copy."""
+    run = tiny.config(**tiny.write_data(tmp_path), output_dir=f"{tmp_path}/run", checkpoint_every=2)
+    state = size(state_shapes(tiny.MODEL))
+    monkeypatch.setattr(memory, "device_memory", lambda: int(times * state))
+    reserved, reserve = [], Checkpointer.reserve
+    monkeypatch.setattr(
+        Checkpointer, "reserve", lambda *args, **how: [reserved.append(1), reserve(*args, **how)]
+    )
+    if times == 3:
+        train.main(run)
+        return
+    with pytest.raises(RunStopped, match="less 1 MiB for the copy of a checkpoint") as error:
+        train.main(run)
+    assert bool(reserved) == (times > 2)
+    assert "--batch_size=1 --recompute=3 would take" in str(error.value)
+    assert "take a smaller --model" in str(error.value)
+    with pytest.raises(RunStopped, match="memory, 1 MiB, is not") if times < 2 else nullcontext():
+        train.main(dataclasses.replace(run, output_dir=f"{tmp_path}/other", checkpoint_every=0))
 
 
 def test_want_of_memory_of_the_host_is_the_same_to_a_run(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from llmc_jax.config import ModelConfig, RunStopped, TrainConfig
 from llmc_jax.models import gpt2
 from llmc_jax.ops import Ops
 from llmc_jax.ops.op import size
-from llmc_jax.training import liveness, parallel, zero
+from llmc_jax.training import liveness, parallel, processes, zero
 from llmc_jax.training.rooms import rooms_like
 from llmc_jax.training.step import state_shapes
 
@@ -166,12 +166,28 @@ def device_memory() -> int:
     return host // jax.local_device_count()
 
 
+def copy_of_state(model: ModelConfig, cfg: TrainConfig) -> int:
+    """Bytes that the copy which checkpoints are written from takes of each device's memory: of that
+    of the host, which the first process makes it in, and which is a CPU's own."""
+    if jax.default_backend() != "cpu" or not cfg.saves_checkpoints or not processes.first():
+        return 0
+    return size(state_shapes(model)) // jax.local_device_count()
+
+
+def of_one_device(like) -> int:
+    """Bytes that each device holds of arrays placed as the shapes `like` say."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(like)
+    )
+
+
 def refuse_too_large(
     planned: int, ops: Ops, model: ModelConfig, cfg: TrainConfig, saved: Callable[[], str]
 ) -> None:
-    """Raises RunStopped where XLA has planned more bytes than there are: a host's allocator gives
-    them all the same, and the system ends the process when they are touched."""
-    if planned > device_memory():
+    """Raises RunStopped where the step takes `planned` bytes or more, and there are not so many: a
+    host's allocator gives them all the same, and the system ends the process when they are touched;
+    or XLA ends it, which has no other answer where the host gives it nothing to compile in."""
+    if planned + copy_of_state(model, cfg) > device_memory():
         raise out_of_memory(ops, model, cfg, saved())
 
 
@@ -192,10 +208,13 @@ def out_of_memory(ops: Ops, model: ModelConfig, cfg: TrainConfig, saved: str) ->
     saved: what is left of the run, as the end of a sentence.
     """
     where = (jax.default_backend(), jax.device_count())
-    limit, memory = device_memory(), step_memory(ops, model, cfg, *where)
+    memory, copy = step_memory(ops, model, cfg, *where), copy_of_state(model, cfg)
+    limit = device_memory()
+    less = f", less {copy / 2**20:,.0f} MiB for the copy of a checkpoint" if copy else ""
     return RunStopped(
-        f"the device's memory, {limit / 2**20:,.0f} MiB, is not enough for this step; {saved}.\n\n"
+        f"the device's memory, {limit / 2**20:,.0f} MiB{less}, is not enough for this step; "
+        f"{saved}.\n\n"
         f"{table(memory, cfg)}\n\n"
-        f"{what_would_fit(ops, model, cfg, *where, limit)}. (python -m llmc_jax.plan takes the "
-        f"flags of the run, and says so before it.)"
+        f"{what_would_fit(ops, model, cfg, *where, limit - copy)}. (python -m llmc_jax.plan takes "
+        f"the flags of the run, and says so before it.)"
     )
