@@ -28,6 +28,11 @@ class BadInput(ValueError):
     """
 
 
+def wants_memory(error: Exception) -> bool:
+    """Whether it says that memory is not enough, in the way of NumPy or of XLA."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def not_saved(flag: str, step: int, where: str | Path, steps: list[int]) -> BadInput:
     """The error that --`flag`=`step` is none of the `steps` that are saved there."""
     return BadInput(

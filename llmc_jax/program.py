@@ -10,7 +10,7 @@ from functools import partial
 from absl import app, flags, logging
 
 from llmc_jax import screen
-from llmc_jax.config import BadInput, RunStopped, TrainConfig, from_home
+from llmc_jax.config import BadInput, RunStopped, TrainConfig, from_home, wants_memory
 
 
 def define_flags(config_class: type, module: str) -> None:
@@ -76,8 +76,8 @@ def run(
 def ended(main: Callable[[], int | None]) -> int | None:
     """What main() returns, with all that it printed written; or the status of how it ended.
 
-    1 for RunStopped, 2 for BadInput, 130 when interrupted, 141 where who read standard output has
-    gone, as the shell has it of programs that SIGPIPE ends.
+    1 for RunStopped and where memory is not enough, 2 for BadInput, 130 when interrupted, 141 where
+    who read standard output has gone, as the shell has it of programs that SIGPIPE ends.
     """
     try:
         try:
@@ -89,6 +89,16 @@ def ended(main: Callable[[], int | None]) -> int | None:
         return 2
     except RunStopped as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:  # XLA's are RuntimeErrors
+        if not wants_memory(error):
+            raise
+        reason = next(iter(str(error).splitlines()), "no reason given").rstrip(".")
+        print(
+            f"error: memory is not enough ({reason}); take a smaller model or less at a time, or "
+            f"a machine with more of it.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from llmc_jax import program
 from llmc_jax.config import TrainConfig
 from llmc_jax.data.tokens import write_shard
 
@@ -149,6 +151,22 @@ def test_a_mistake_in_a_flagfile_names_the_flagfile(run_program, tmp_path, line,
     told = f"error: {message.format(f'--flagfile={tmp_path}/run.flags')}"
     assert result.returncode == 2 and result.stderr.startswith(told), result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", [MemoryError, jax.errors.JaxRuntimeError])
+def test_want_of_memory_is_one_sentence(capsys, kind):
+    """Whatever was being done; another error of the device is not taken for it."""
+
+    def fail(what):
+        raise kind(what)
+
+    assert program.ended(lambda: fail("RESOURCE_EXHAUSTED: 7 bytes\nand more")) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: memory is not enough (RESOURCE_EXHAUSTED: 7 bytes); take a sma")
+    assert told.count("\n") == 1
+    if kind is not MemoryError:
+        with pytest.raises(kind, match="INTERNAL"):
+            program.ended(lambda: fail("INTERNAL: something else"))
 
 
 def test_home_is_found_on_the_command_line_and_in_flagfiles(run_program, tmp_path, monkeypatch):

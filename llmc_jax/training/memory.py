@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llmc_jax.config import ModelConfig, RunStopped, TrainConfig
+from llmc_jax.config import ModelConfig, RunStopped, TrainConfig, wants_memory
 from llmc_jax.models import gpt2
 from llmc_jax.ops import Ops
 from llmc_jax.ops.op import size
@@ -197,7 +197,7 @@ def enough(told: Callable[[], RunStopped]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not wants_memory(error):
             raise
         raise told() from error
 
