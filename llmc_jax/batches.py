@@ -1,6 +1,7 @@
 """The batches of a run, on the devices: those of the steps, and those of a validation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import jax
 import numpy as np
@@ -38,11 +39,19 @@ def train_batches(loader: TokenLoader, cfg: TrainConfig, mesh, start: int) -> It
     return prefetch(make, range(start, cfg.max_steps))
 
 
-def validate(evaluate, state: TrainState, loader: TokenLoader, cfg: TrainConfig, mesh) -> float:
+def validate(
+    evaluate,
+    state: TrainState,
+    loader: TokenLoader,
+    cfg: TrainConfig,
+    mesh,
+    look: Callable[[], None] = lambda: None,
+) -> float:
     """Mean loss over the first --val_batches batches of the validation data.
 
     They are the same sequences on any number of devices: what is missing in the last batch of all
     devices is ignored. (In llm.c's order, they are a batch for each device, as in llm.c.)
+    look: called before each batch; what it raises ends the validation.
     """
     batch_rows = cfg.batch_size * mesh.size
     of_one = batch_rows if cfg.shuffle_order == "llmc" else cfg.batch_size
@@ -55,6 +64,12 @@ def validate(evaluate, state: TrainState, loader: TokenLoader, cfg: TrainConfig,
         targets[position + own >= count] = IGNORED
         return parallel.join((inputs, targets), mesh, parallel.ROWS)
 
-    batches = prefetch(make, range(0, count, batch_rows))
-    losses = jax.device_get([evaluate(state.params, *batch) for batch in batches])
+    losses, pending = [], []
+    with closing(prefetch(make, range(0, count, batch_rows))) as batches:
+        for batch in batches:
+            look()
+            dispatched = evaluate(state.params, *batch)
+            losses += jax.device_get(pending)  # waits, lest all be under way when somebody looks
+            pending = [dispatched]
+    losses += jax.device_get(pending)
     return float(np.mean(losses) * np.float32(len(losses) * batch_rows / count))

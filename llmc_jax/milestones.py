@@ -13,6 +13,10 @@ from llmc_jax.training.resume import Start
 from llmc_jax.training.step import TrainState
 
 
+class _Asked(Exception):
+    """A signal asks the run to stop."""
+
+
 class Milestones:
     """Of a run that begins at `start`: when each is due, and the doing."""
 
@@ -34,14 +38,29 @@ class Milestones:
         """Whether there is anything to do before update `step`."""
         return self._validation_due(step) or self._sample_due(step)
 
-    def reached(self, step: int, state: TrainState) -> None:
-        """Do what is due before update `step`, in llm.c's order."""
-        if self._validation_due(step):
-            self._validate(step, state)
-            if self._setup.hellaswag and step > 0:
-                self._answer(step, state)
-        if self._sample_due(step):
-            self._speak(step, state)
+    def reached(self, step: int, state: TrainState, asked: Callable[[], int]) -> int:
+        """Do what is due before update `step`, in llm.c's order; gives the signal for which some of
+        it was left undone, or 0.
+
+        asked: gives the signal that asks the run to stop, the same in all processes, or 0. What is
+        under way when there is one is left out of the logs.
+        """
+
+        def look() -> None:
+            if signal := asked():
+                raise _Asked(signal)
+
+        try:
+            if self._validation_due(step):
+                self._validate(step, state, look)
+                if self._setup.hellaswag and step > 0:
+                    self._answer(step, state, look)
+            if self._sample_due(step):
+                look()
+                self._speak(step, state)
+        except _Asked as error:
+            return error.args[0]
+        return 0
 
     def _validation_due(self, step: int) -> bool:
         return self._is_due(self._setup.cfg.val_every, step)
@@ -55,14 +74,14 @@ class Milestones:
         last = step == self._setup.cfg.max_steps
         return every > 0 and (step % every == 0 or last) and not done_before
 
-    def _validate(self, step: int, state: TrainState) -> None:
+    def _validate(self, step: int, state: TrainState, look: Callable[[], None]) -> None:
         cfg = self._setup.cfg
-        loss = validate(self._evaluate, state, self._setup.val_data, cfg, self._setup.mesh)
+        loss = validate(self._evaluate, state, self._setup.val_data, cfg, self._setup.mesh, look)
         self._logger.val(step, loss, self._tokens)
         self._say(f"step {step:4d}/{cfg.max_steps} | validation loss {loss:.6f}")
 
-    def _answer(self, step: int, state: TrainState) -> None:
-        right = self._setup.hellaswag(self._params(state))
+    def _answer(self, step: int, state: TrainState, look: Callable[[], None]) -> None:
+        right = self._setup.hellaswag(self._params(state), look)
         self._logger.hellaswag(step, right.acc, right.acc_norm, self._tokens)
         self._say(f"step {step:4d}/{self._setup.cfg.max_steps} | HellaSwag {right.acc_norm:.4f}")
 

@@ -36,7 +36,7 @@ class Setup(NamedTuple):
     op_names: dict[str, str]
     train_data: TokenLoader
     val_data: TokenLoader | None  # None: no validation
-    hellaswag: Callable[[Params], Accuracy] | None
+    hellaswag: Callable[[Params, Callable], Accuracy] | None
     record: dict  # what checkpoints say of the run besides the state and the options
     cache: str  # where compiled programs are kept
 
@@ -206,8 +206,9 @@ def place_after(setup: Setup, step: int) -> tuple[int, int]:
 
 def open_hellaswag(
     cfg: TrainConfig, model: ModelConfig, chosen: ops.Ops, mesh
-) -> Callable[[Params], Accuracy] | None:
-    """A function of the parameters that evaluates --hellaswag; None where there is none."""
+) -> Callable[[Params, Callable], Accuracy] | None:
+    """A function of the parameters, and of a `look` as scorers take it, that evaluates --hellaswag;
+    None where there is none."""
     if not cfg.hellaswag:
         return None
     if not cfg.val_every:
@@ -218,7 +219,7 @@ def open_hellaswag(
     if cut:
         print(f"{flag}: {cut} of {len(questions)} contexts are longer than --sequence_length")
     score = make_scorer(chosen, model, cfg.dtype, mesh, batch_size=cfg.batch_size)
-    return lambda params: accuracy(answer(score, params, questions))
+    return lambda params, look: accuracy(answer(partial(score, look=look), params, questions))
 
 
 def what_must_agree(cfg: TrainConfig, record: dict, data) -> dict:

@@ -99,13 +99,19 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
     report = Report(logger, progress, cfg.total_batch_size)
     saver = Saver(place.checkpoints, cfg, setup.record, start, progress.message)
     milestones = Milestones(setup, place.start, logger, progress.message)
-    agree = processes.Agreement(parallel.map_greatest(mesh))
+    greatest = parallel.map_greatest(mesh)
+    agree, agree_to_stop = processes.Agreement(greatest), processes.Agreement(greatest)
+    stopping = all_done = False
     with (
         Stop(lambda: saver.newest) as stop,
         closing(train_batches(setup.train_data, cfg, mesh, start)) as batches,
         Profile(of_first, cfg, update, start) as profile,
         logger,
     ):
+
+        def asked() -> int:
+            return agree_to_stop(stop.requested)[0]
+
         for step in range(start, max(start, cfg.max_steps) + 1):
             alive(step)
             signal, by_clock = agree(stop.requested, saver.due_by_clock(step))
@@ -122,13 +128,19 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
                 break
             if milestones.due(step):
                 rooms = None  # their memory is for what is done now
-            milestones.reached(step, state)
+            if signal := milestones.reached(step, state, asked):
+                stopping = True
+                break
             saver.report_failure()
             if save_now:
                 saver.save(state, step, report.bad_in_a_row)
             if pause:
                 report.restart_clock()
             if last:
+                break
+            # They may have taken long. (At the start there would be nothing to save.)
+            if milestones.due(step) and step > start and (signal := asked()):
+                stopping = all_done = True
                 break
             if step == start:
                 startup.part("logs and validation")
@@ -149,7 +161,7 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
         progress.close()
         if stopping:
             refuse_bad_numbers(report, cfg, place.checkpoints, last=True)
-            outcome = saver.stop(state, step)
+            outcome = saver.stop(state, step, loop_done=all_done)
             print(f"stopped by {Stop.name(signal)} after step {step}/{cfg.max_steps}: {outcome}")
             return False
         saver.finish()

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import os
 import re
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from llmc_jax.evaluate import EvaluateConfig
 from llmc_jax.interop import llmc
 from llmc_jax.interop.llmc_text import Example, write_eval
 from llmc_jax.models import gpt2
+from llmc_jax.training import parallel
 from llmc_jax.training.logger import read_metrics
 from tests import tiny
 
@@ -215,6 +218,29 @@ def test_training_evaluates_after_each_validation_but_the_first(folder, monkeypa
     assert logged[-1]["hellaswag_acc"] == got["acc"]
     train.main(dataclasses.replace(cfg, resume=True, resume_step=3))
     assert Path(cfg.output_dir, "main.log").read_text() == log
+
+
+def test_a_signal_ends_hellaswag_after_its_batch(folder, monkeypatch, capsys):
+    """It is left out of the logs, and made by the run that goes on."""
+    monkeypatch.setitem(config.MODELS, "tiny", tiny.MODEL)
+    data = {key: f"{folder}/{key.removesuffix('_data')}*.bin" for key in ("train_data", "val_data")}
+    cfg = tiny.config(**data, output_dir=f"{folder}/ended", hellaswag=f"{folder}/questions.bin")
+    calls, real = [], parallel.to_host
+
+    def to_host(results):  # the scorer's, of a batch
+        calls.append(results)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(results)
+
+    monkeypatch.setattr(parallel, "to_host", to_host)
+    train.main(cfg)
+    assert "stopped by SIGTERM after step 3/6: checkpoint of" in capsys.readouterr().out
+    assert len(calls) == 1
+    train.main(dataclasses.replace(cfg, resume=True))
+    metrics = read_metrics(Path(cfg.output_dir, "metrics.jsonl"))
+    assert [m["step"] for m in metrics if "hellaswag_acc" in m] == [3, 6]
+    assert [m["step"] for m in metrics if "val_loss" in m] == [0, 3, 6]
 
 
 @pytest.mark.parametrize(

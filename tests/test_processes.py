@@ -249,6 +249,19 @@ def test_a_last_checkpoint_that_cannot_be_written_ends_all_with_a_sentence(data,
     assert f"error: process 0 cannot go on: {told}" in two.stderr
 
 
+def test_a_signal_to_one_ends_the_validation_of_all(data, tmp_path, alone):
+    """Within two batches of 10; the run that goes on validates as if nothing had been."""
+    longer = dict(val_data=data["train_data"], val_batches=-1, output_dir=tmp_path / "run")
+    flags = flags_of(data, **longer)
+    one, two = run_two(flags, environments=({}, dict(VALIDATING="12")))
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    assert "stopped by SIGTERM after step 3/6: checkpoint of step 3 saved" in one.stdout
+    assert [line[0] for line in losses(tmp_path / "run") if line[2]] == [0]
+    assert run([*flags, "--resume"]).returncode == 0
+    steps = [line[0] for line in losses(tmp_path / "run")]
+    assert steps == [line[0] for line in losses(alone)]
+
+
 def slurm(number: int) -> dict[str, str]:
     """The variables of one of two tasks of a job step."""
     return dict(

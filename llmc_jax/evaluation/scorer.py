@@ -47,10 +47,11 @@ def make_scorer(
     batch_size: int,
     likeliest: bool = False,
     progress: bool = False,
-) -> Callable[[Params, Sequence[Row]], list[Score]]:
+) -> Callable[..., list[Score]]:
     """A function score(params, rows) -> a Score for each row, in their order.
 
-    params: float32, on all devices. batch_size: rows on each device at a time. likeliest: also
+    params: float32, on all devices. It also takes `look`, a function that it calls before each
+    batch; what that raises ends it. batch_size: rows on each device at a time. likeliest: also
     say where the token was the likeliest, which takes the logits, a row at a time. progress: draw
     a bar of the batches, on a terminal.
     """
@@ -66,7 +67,9 @@ def make_scorer(
     step = parallel.map_row_step(step, mesh)
     cast = jax.jit(lambda params: gpt2.cast(params, dtype))
 
-    def score(params: Params, rows: Sequence[Row]) -> list[Score]:
+    def score(
+        params: Params, rows: Sequence[Row], *, look: Callable[[], None] = lambda: None
+    ) -> list[Score]:
         params, scores = cast(params), [None] * len(rows)
 
         def collect(indices, results):
@@ -79,6 +82,7 @@ def make_scorer(
         pending = None
         batches = list(_batches(rows, size, model.maxT))
         for T, indices in tqdm(batches, leave=False, disable=None if progress else True):
+            look()
             arrays = parallel.split(_pad([rows[i] for i in indices], size, T), mesh, parallel.ROWS)
             dispatched = indices, step(params, *arrays)
             if pending:  # read while the next batch is computed

@@ -84,13 +84,13 @@ class Saver:
         self._last, self._clock = step, time.monotonic()
         self._saves += 1
 
-    def stop(self, state: TrainState, step: int) -> str:
+    def stop(self, state: TrainState, step: int, *, loop_done: bool = False) -> str:
         """Save what ends after update `step`, whose numbers are good; what can be done next, in
-        words. Raises RunStopped where it cannot be saved."""
+        words. loop_done: as in save. Raises RunStopped where it cannot be saved."""
         if not self._checkpoints:
             return "nothing is saved, because there is no --output_dir"
         if step != self._last:
-            self.save(state, step, 0, loop_done=False)
+            self.save(state, step, 0, loop_done=loop_done)
         self.finish()
         saved = self._checkpoints.newest()
         if saved is None:

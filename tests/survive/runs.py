@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 from llmc_jax import train
+from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.logger import read_metrics
 from llmc_jax.training.run_dir import RunDir
@@ -49,3 +50,23 @@ def interrupt_at(monkeypatch, step: int, number=signal.SIGTERM):
         return real(*args)
 
     monkeypatch.setattr(train, "train_batch", batch)
+
+
+def interrupt_validation(monkeypatch, number: int) -> list:
+    """The process gets a SIGTERM in the batch of this number, from 1, that it validates; gives the
+    numbers of those that it does validate."""
+    real, numbers = parallel.map_eval_step, []
+
+    def map_eval_step(*args):
+        mapped = real(*args)
+
+        def evaluate(*args):
+            numbers.append(len(numbers) + 1)
+            if numbers[-1] == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return mapped(*args)
+
+        return evaluate
+
+    monkeypatch.setattr(parallel, "map_eval_step", map_eval_step)
+    return numbers

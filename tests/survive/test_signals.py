@@ -10,12 +10,12 @@ import types
 import jax.numpy as jnp
 import pytest
 
-from llmc_jax import config, train
+from llmc_jax import config, milestones, train
 from llmc_jax.training import checkpoint, saver
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.stop import Stop
 from tests import tiny
-from tests.survive.runs import interrupt_at, log, run_of, steps
+from tests.survive.runs import interrupt_at, interrupt_validation, log, run_of, steps
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -58,6 +58,69 @@ def test_what_is_done_again_after_a_signal_is_logged_once(cfg, trained, monkeypa
 
 def killed(*_):
     raise RuntimeError("killed")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    """The options of a run with validations of three batches at 0, 3 and 6; not to be changed."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    cfg = tiny.config(**data, output_dir=str(folder), val_batches=-1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(config.MODELS, "tiny", tiny.MODEL)
+        train.main(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("batch", "step", "saved"),
+    [
+        (2, 0, "no step was finished, so nothing is saved; the same command starts again"),
+        (5, 3, "checkpoint of step 3 saved; the same command with --resume goes on"),
+        (7, 6, "checkpoint of step 6 saved; the same command with --resume goes on"),
+    ],
+)
+def test_a_signal_ends_a_validation_after_its_batch(
+    undisturbed, tmp_path, monkeypatch, capsys, batch, step, saved
+):
+    """Which is left out of the logs, and made by the run that goes on."""
+    cfg = dataclasses.replace(undisturbed, output_dir=f"{tmp_path}/run")
+    batches = interrupt_validation(monkeypatch, batch)
+    train.main(cfg)
+    assert len(batches) == batch
+    stopped = f"stopped by SIGTERM after step {step}/6: {saved}"
+    assert capsys.readouterr().out.splitlines()[-1] == stopped
+    assert [m["step"] for m in log(cfg) if "val_loss" in m] == list(range(0, step, 3))
+    train.main(dataclasses.replace(cfg, resume=step > 0))
+    assert log(cfg) == log(undisturbed)
+    assert run_of(cfg).main_log.read_text() == run_of(undisturbed).main_log.read_text()
+
+
+def test_a_signal_in_the_last_batch_makes_no_step_more(undisturbed, tmp_path, monkeypatch, capsys):
+    """The validation is done and logged, and is not made again."""
+    cfg = dataclasses.replace(undisturbed, output_dir=f"{tmp_path}/run")
+    batches = interrupt_validation(monkeypatch, 6)
+    train.main(cfg)
+    assert "stopped by SIGTERM after step 3/6: checkpoint of" in capsys.readouterr().out
+    assert log(cfg)[-1].keys() >= {"val_loss"}
+    train.main(dataclasses.replace(cfg, resume=True))
+    assert len(batches) == 9 and log(cfg) == log(undisturbed)
+
+
+def test_a_signal_ends_what_is_due_before_the_next(undisturbed, tmp_path, monkeypatch, capsys):
+    """Between a validation and a sample; the run that goes on makes both, and logs each once."""
+    spoken = []
+    monkeypatch.setattr(milestones, "EOT", 0)
+    monkeypatch.setattr(
+        milestones.Milestones, "_speak", lambda self, step, state: spoken.append(step)
+    )
+    output_dir = f"{tmp_path}/run"
+    cfg = dataclasses.replace(undisturbed, output_dir=output_dir, sample_every=3)
+    interrupt_validation(monkeypatch, 6)
+    train.main(cfg)
+    assert "stopped by SIGTERM after step 3/6: checkpoint of" in capsys.readouterr().out
+    assert not spoken
+    train.main(dataclasses.replace(cfg, resume=True))
+    assert spoken == [3, 6] and log(cfg) == log(undisturbed)
 
 
 def test_a_signal_without_an_output_directory_says_that_nothing_is_saved(cfg, monkeypatch, capfd):
