@@ -2,16 +2,10 @@
 
 import sys
 
+from llmc_jax import interrupt
+
 __version__ = "0.1.0"
 
-
-def _uncaught(kind, error, trace) -> None:
-    """Ctrl-C is no mistake of the program; anything else is, and has its traceback."""
-    if issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
 if sys.argv[:1] == ["-m"]:  # one of our programs is being found, and will import for seconds
-    sys.excepthook = _uncaught
+    interrupt.end_at_once("while the program starts: nothing is done yet; start it again")
+    sys.unraisablehook = interrupt.unraisable

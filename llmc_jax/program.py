@@ -9,7 +9,7 @@ from functools import partial
 
 from absl import app, flags, logging
 
-from llmc_jax import screen
+from llmc_jax import interrupt, screen
 from llmc_jax.config import BadInput, RunStopped, TrainConfig, from_home, wants_memory
 
 
@@ -45,14 +45,15 @@ def run(
     *,
     words: str = "",
     goes_on: bool = False,
+    starting: str = "",
 ) -> None:
     """Parse the command line into a `config_class`, call main(config) and exit.
 
     commands: where there are any, the command line must hold one of these words, and
     main(word, config) is called. words: what the words of the command line are (RUN), where there
     must be some, and main([word, ...], config) is called. goes_on: whether the work is worth doing
-    where nothing can be printed any more. Exit status: what main returns (None is 0), and that of
-    `ended`.
+    where nothing can be printed any more. starting: as in `ended`. Exit status: what main returns
+    (None is 0), and that of `ended`.
     """
     define_flags(config_class, sys.argv[0])
     screen.protect()
@@ -70,17 +71,23 @@ def run(
         return main(*command, from_home(config_class(**values)))
 
     parse = partial(_parse, config_class)
-    sys.exit(ended(lambda: app.run(start, flags_parser=parse)))
+    sys.exit(ended(lambda: app.run(start, flags_parser=parse), starting=starting))
 
 
-def ended(main: Callable[[], int | None]) -> int | None:
+def ended(main: Callable[[], int | None], *, starting: str = "") -> int | None:
     """What main() returns, with all that it printed written; or the status of how it ended.
 
     1 for RunStopped and where memory is not enough, 2 for BadInput, 130 when interrupted, 141 where
-    who read standard output has gone, as the shell has it of programs that SIGPIPE ends.
+    who read standard output has gone, as the shell has it of programs that SIGPIPE ends. starting:
+    of a main that takes over signals (interrupt.py), what is said of one that comes before, and
+    ends the process at once.
     """
     try:
         try:
+            if starting:
+                interrupt.end_at_once(starting)
+            else:
+                interrupt.as_before()
             return main()
         finally:
             sys.stdout.flush()
@@ -90,7 +97,12 @@ def ended(main: Callable[[], int | None]) -> int | None:
     except RunStopped as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (MemoryError, RuntimeError) as error:  # XLA's are RuntimeErrors
+    except screen.Gone:
+        return 141
+    except (KeyboardInterrupt, Exception) as error:
+        if interrupt.caused(error):
+            print("interrupted", file=sys.stderr)
+            return 130
         if not wants_memory(error):
             raise
         reason = next(iter(str(error).splitlines()), "no reason given").rstrip(".")
@@ -100,11 +112,6 @@ def ended(main: Callable[[], int | None]) -> int | None:
             file=sys.stderr,
         )
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except screen.Gone:
-        return 141
 
 
 def _parse(config_class: type, argv: list[str]) -> list[str]:

@@ -31,6 +31,9 @@ from llmc_jax.training.step import TrainState, state_shapes
 from llmc_jax.training.stop import Stop
 from llmc_jax.training.trackers import open_trackers
 
+# Of a signal while all is made ready.
+STARTING = "before the first step: nothing of this start is saved; start it again"
+
 
 class Place(NamedTuple):
     """Where a run writes, None where it does not, and where it begins."""
@@ -274,4 +277,4 @@ def train_batch(batches: Iterator) -> tuple[tuple, float]:
 
 
 if __name__ == "__main__":
-    program.run(main, TrainConfig, goes_on=True)
+    program.run(main, TrainConfig, goes_on=True, starting=STARTING)

@@ -14,6 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # training and data, of one layer, do not know each other.
 LAYERS = [
     ("config.py", 0),
+    ("interrupt.py", 0),
     ("ffi.py", 1),
     ("ops/op.py", 2),
     ("ops/", 3),

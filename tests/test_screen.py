@@ -89,12 +89,19 @@ def test_closed_streams_are_empty_ones(protect):
     assert program.ended(speak) == 0
 
 
+def import_that_was_interrupted() -> ImportError:
+    error = ImportError("initialization failed")
+    error.__cause__ = KeyboardInterrupt()
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "status", "told"),
     [
         (BadInput("--flag is wrong."), 2, "error: --flag is wrong.\n"),
         (RunStopped("the disk is full."), 1, "error: the disk is full.\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (import_that_was_interrupted(), 130, "interrupted\n"),
     ],
 )
 def test_how_a_program_ends(error, status, told, capsys):

@@ -1,12 +1,10 @@
 """SIGTERM and SIGINT end a run after the step it is in."""
 
-import os
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from llmc_jax import interrupt
 
 
 class Stop:
@@ -24,7 +22,7 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # others may not
-            self._before = {number: signal.signal(number, self._first) for number in SIGNALS}
+            self._before = interrupt.take_over(self._first)
         return self
 
     def __exit__(self, *_) -> None:
@@ -42,9 +40,6 @@ class Stop:
             signal.signal(other, signal.SIG_DFL)
         newest = self._newest()
         cost = "" if newest is None else f", without the steps since {newest}"
-        told = (
-            f"{self.name(number)}: stopping after this step; a second signal ends at once{cost}\n"
+        interrupt.say(
+            f"{self.name(number)}: stopping after this step; a second signal ends at once{cost}"
         )
-        # Not by print, which this may have interrupted; on a terminal, behind the bar and ^C.
-        with suppress(OSError):
-            os.write(2, (("\n" if os.isatty(2) else "") + told).encode())

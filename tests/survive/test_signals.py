@@ -17,8 +17,10 @@ from llmc_jax.training.stop import Stop
 from tests import tiny
 from tests.survive.runs import interrupt_at, interrupt_validation, log, run_of, steps
 
+ALL = [signal.SIGTERM, signal.SIGINT]
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+
+@pytest.mark.parametrize("number", ALL)
 def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
     cfg, trained, monkeypatch, capfd, number
 ):
@@ -162,13 +164,82 @@ def test_a_second_signal_ends_the_process_at_once():
     )
 
 
-def test_a_program_that_is_interrupted_while_it_imports_has_no_traceback():
-    """As `python -m llmc_jax.train` begins; what is no interruption keeps its traceback."""
-    for error, told in (("KeyboardInterrupt", "interrupted\n"), ("OSError", "Traceback")):
-        program = f"import sys\nsys.argv = ['-m']\nimport llmc_jax\nraise {error}"
-        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        assert result.stderr.startswith(told)
-        assert result.returncode == (-signal.SIGINT if "Key" in error else 1)
+def started(*lines: str) -> subprocess.CompletedProcess:
+    """A process in which `python -m llmc_jax.NAME` has begun to import, and then runs these."""
+    lines = ("import gc, os, signal, sys, time", "sys.argv = ['-m']", "import llmc_jax", *lines)
+    command = [sys.executable, "-c", "\n".join(lines)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.parametrize("number", ALL)
+def test_a_signal_ends_a_program_that_imports(number):
+    """Also where Python has no say, and behind what was printed."""
+    result = started(
+        "import ctypes, threading",
+        "print('printed')",
+        f"signal.pthread_sigmask(signal.SIG_BLOCK, [{number}])  # it does not end the sleep",
+        f"threading.Timer(0.1, os.kill, (os.getpid(), {number})).start()",
+        "ctypes.CDLL(None).sleep(60)",
+        "print('not reached')",
+    )
+    assert result.returncode == 128 + number and result.stdout == "printed\n"
+    assert result.stderr == (
+        f"{signal.Signals(number).name} while the program starts: nothing is done yet; start it "
+        f"again\n"
+    )
+
+
+@pytest.mark.parametrize("number", ALL)
+def test_nothing_is_left_of_a_start_that_a_signal_ends(cfg, trained, number):
+    """Where a KeyboardInterrupt would go nowhere; the same command, without --resume, works."""
+    result = started(
+        "from llmc_jax import config, program, train",
+        "from tests import tiny",
+        "config.MODELS['tiny'] = tiny.MODEL",
+        "def first_state(*_):",
+        f"    os.kill(os.getpid(), {number})",
+        "    while True:",
+        "        try:",
+        "            time.sleep(1)",
+        "        except BaseException:",
+        "            pass",
+        "train.first_state = first_state",
+        f"cfg = config.{cfg!r}",
+        "start = lambda: train.main(cfg)",
+        "sys.exit(program.ended(start, starting=train.STARTING))",
+    )
+    assert result.returncode == 128 + number
+    assert result.stderr == f"{signal.Signals(number).name} {train.STARTING}\n"
+    assert result.stdout.endswith("\ncache    off\n")
+    train.main(cfg)
+    assert log(cfg) == log(trained)
+
+
+def test_other_programs_are_interrupted_in_pythons_way_once_they_have_begun():
+    """And again, where that came in a callback whose exceptions go nowhere."""
+    result = started(
+        "from llmc_jax import program",
+        "def callback(*_):",
+        "    gc.callbacks.remove(callback)",
+        "    os.kill(os.getpid(), signal.SIGINT)",
+        "    time.sleep(1)",
+        "def main():",
+        "    try:",
+        "        gc.callbacks.append(callback)",
+        "        gc.collect()",
+        "        print('goes on', flush=True)",
+        "        time.sleep(60)",
+        "    finally:",
+        "        print('cleared away')",
+        "sys.exit(program.ended(main))",
+    )
+    assert (result.returncode, result.stdout) == (130, "goes on\ncleared away\n")
+    assert result.stderr == "interrupted\n"
+
+
+def test_what_is_no_interruption_keeps_its_traceback():
+    result = started("from llmc_jax import program", "program.ended(lambda: 1 / 0)")
+    assert result.returncode == 1 and result.stderr.endswith("Error: division by zero\n")
 
 
 def test_signals_have_their_own_effect_again_afterwards():
