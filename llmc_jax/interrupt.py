@@ -18,8 +18,9 @@ AGAIN_S = 0.1  # after which an interruption that went nowhere comes again
 
 
 def taken() -> list[int]:
-    """The signals that end a run."""
-    return [signal.SIGINT, signal.SIGTERM]
+    """The signals that end a run. A SIGHUP that is ignored stays so: that is what nohup is for."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
 class _Start:

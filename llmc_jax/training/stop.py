@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run after the step it is in."""
+"""SIGTERM, SIGINT and SIGHUP end a run after the step it is in."""
 
 import signal
 import threading
@@ -11,7 +11,8 @@ class Stop:
     """A context in which the first signal only sets `requested`, and says so.
 
     It also puts the signals' own effect back: the second one ends the process at once, also where
-    Python has no say because a compiled step is running.
+    Python has no say because a compiled step is running. But a second SIGHUP does nothing: where a
+    terminal is closed there come two, the system's and the shell's.
     """
 
     def __init__(self, newest: Callable[[], int | None] = lambda: None):
@@ -37,7 +38,7 @@ class Stop:
     def _first(self, number: int, _frame) -> None:
         self.requested = number
         for other in self._before:
-            signal.signal(other, signal.SIG_DFL)
+            signal.signal(other, signal.SIG_IGN if other == signal.SIGHUP else signal.SIG_DFL)
         newest = self._newest()
         cost = "" if newest is None else f", without the steps since {newest}"
         interrupt.say(

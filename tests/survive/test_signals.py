@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +18,15 @@ from llmc_jax.training.stop import Stop
 from tests import tiny
 from tests.survive.runs import interrupt_at, interrupt_validation, log, run_of, steps
 
-ALL = [signal.SIGTERM, signal.SIGINT]
+ALL = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+
+
+@pytest.fixture(autouse=True)
+def hangup():
+    """SIGHUP has its effect, also where the tests are run by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", ALL)
@@ -164,6 +173,22 @@ def test_a_second_signal_ends_the_process_at_once():
     )
 
 
+def test_a_closed_terminal_may_say_so_twice():
+    """The system does, and then the shell."""
+    with Stop() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.requested == signal.SIGHUP
+
+
+def test_a_closed_terminal_is_no_signal_to_what_nohup_started():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.requested
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
 def started(*lines: str) -> subprocess.CompletedProcess:
     """A process in which `python -m llmc_jax.NAME` has begun to import, and then runs these."""
     lines = ("import gc, os, signal, sys, time", "sys.argv = ['-m']", "import llmc_jax", *lines)
@@ -189,7 +214,7 @@ def test_a_signal_ends_a_program_that_imports(number):
     )
 
 
-@pytest.mark.parametrize("number", ALL)
+@pytest.mark.parametrize("number", ALL[:2])
 def test_nothing_is_left_of_a_start_that_a_signal_ends(cfg, trained, number):
     """Where a KeyboardInterrupt would go nowhere; the same command, without --resume, works."""
     result = started(
