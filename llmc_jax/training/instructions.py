@@ -86,6 +86,7 @@ class Equation:
     operands: list[Value | None]  # None: a literal
     results: list[Value]
     scope: str
+    over: dict[int, int] = field(default_factory=dict)  # result -> operand whose place it takes
 
 
 @dataclass
@@ -153,13 +154,35 @@ def _flatten(jaxpr) -> tuple[dict, list[Equation]]:
             key = (name, tuple(map(id, operands)), str(literals), _text(eqn.params))
             if name in KERNELS - {"dot_general"} or key not in known:
                 known[key] = [_value(v.aval) for v in eqn.outvars]
-                equations.append(Equation(name, eqn.params, operands, known[key], inner))
+                over = _places(eqn)
+                equations.append(Equation(name, eqn.params, operands, known[key], inner, over))
             values.update(zip(eqn.outvars, known[key], strict=True))
 
     for v in (*jaxpr.invars, *jaxpr.constvars):
         values[v] = _value(v.aval)
     walk(jaxpr, "")
     return values, equations
+
+
+def _places(eqn) -> dict[int, int]:
+    """Results of a kernel that may be in the place of operands -> which of them."""
+    if eqn.primitive.name == "ffi_call":
+        return {result: operand for operand, result in eqn.params["input_output_aliases"]}
+    if eqn.primitive.name.startswith("scatter"):
+        return {0: 0}
+    if eqn.primitive.name == "scan":
+        # How many arrays it carries JAX's versions say differently: they are whole in the body,
+        # between constants, which are so too, and what it takes and gives a row of at a time.
+        body = eqn.params["jaxpr"].jaxpr
+        carried = _number_whole(eqn.outvars, body.outvars)
+        constants = _number_whole(eqn.invars, body.invars) - carried
+        return {i: constants + i for i in range(carried)}
+    return {}
+
+
+def _number_whole(outside, inside) -> int:
+    pairs = zip(outside, inside, strict=True)
+    return sum(whole.aval.ndim == v.aval.ndim for whole, v in pairs)
 
 
 def _text(params: dict) -> str:
@@ -266,20 +289,12 @@ def _give_memory(value: Value, scope: str) -> None:
 
 def _kernel(e: Equation, reads: frozenset[Buffer], peak_of_loop: Callable) -> Instruction:
     """The instruction of a kernel, some of whose results may be in the place of operands."""
-    over, inside = {}, 0
-    if e.primitive == "ffi_call":
-        over = {result: operand for operand, result in e.params["input_output_aliases"]}
-    elif e.primitive.startswith("scatter"):
-        over = {0: 0}
-    elif e.primitive == "scan":
-        constants, carried = e.params["num_consts"], e.params["num_carry"]
-        over = {i: constants + i for i in range(carried)}
-        body = e.params["jaxpr"].jaxpr
-        places = [constants + i for i in range(carried)]
-        inside = peak_of_loop(body, places) if e.params["length"] else 0
+    inside = 0
+    if e.primitive == "scan" and e.params["length"]:
+        inside = peak_of_loop(e.params["jaxpr"].jaxpr, list(e.over.values()))
     writes, rewrites = [], frozenset()
     for i, v in enumerate(e.results):
-        operand = e.operands[over[i]] if i in over else None
+        operand = e.operands[e.over[i]] if i in e.over else None
         if operand and operand.buffers & rewrites:  # zeros of one shape are one value
             operand = None
         if operand and operand.size == v.size and operand.buffers:

@@ -67,11 +67,12 @@ def step_memory(
     rooms = [] if several else rooms_like(ops, model, cfg, platform, devices)
     arguments = (parallel.state_like(like, mesh, stage), rooms, batch, batch)
     structure = jax.tree.structure(arguments)
-    jaxpr = parallel.of_one_device(mapped.trace(*arguments), structure.num_leaves)
+    jaxpr = parallel.of_one_device(mapped.trace(*arguments))
+    constants = len(jaxpr.invars) - structure.num_leaves
     # of one device, where those of the mesh are in parts
-    arguments = structure.unflatten(v.aval for v in jaxpr.invars)
+    arguments = structure.unflatten(v.aval for v in jaxpr.invars[constants:])
     state, rooms, *batches = arguments
-    donated = range(len(jax.tree.leaves((state, rooms))))
+    donated = range(constants, constants + len(jax.tree.leaves((state, rooms))))
     plan = liveness.plan(jaxpr, donated, cpu=platform == "cpu")
     return Memory(
         parameters=size(state.params),

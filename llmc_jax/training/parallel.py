@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from llmc_jax.config import BadInput, ModelConfig, TrainConfig
@@ -28,6 +28,8 @@ REPLICATED = P()
 ROWS = P(AXIS)  # (B*D, T): each device has B sequences
 MICRO_BATCHES = P(None, AXIS)  # (A, B*D, T)
 PARTS = P(AXIS)  # of an array of the state, flat
+# Outside of what is mapped XLA places arrays, and their types do not say where they are.
+BY_XLA = (AxisType.Auto,)
 
 
 def select_devices(name: str) -> int:
@@ -53,12 +55,12 @@ UNCHECKED = ("tpu",)
 def make_mesh() -> Mesh:
     """All devices of all processes in one line, those of a process side by side."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(devices), (AXIS,))
+    return Mesh(np.array(devices), (AXIS,), BY_XLA)
 
 
 def planned_mesh(devices: int) -> AbstractMesh:
     """A mesh of devices that need not be here: functions over it can be traced."""
-    return AbstractMesh((devices,), (AXIS,))
+    return AbstractMesh((devices,), (AXIS,), BY_XLA)
 
 
 # Functions over the mesh.
@@ -137,16 +139,11 @@ def compile_options(mesh: Mesh) -> dict[str, bool]:
     return options | ({"xla_gpu_enable_latency_hiding_scheduler": True} if mesh.size > 1 else {})
 
 
-def of_one_device(traced, arguments: int):
-    """The jaxpr that each device runs, of a `map_train_step` traced with so many arrays."""
+def of_one_device(traced):
+    """The jaxpr that each device runs, of a `map_train_step` traced. In front of the step's
+    arguments it may take constants."""
     (mapped,) = traced.jaxpr.jaxpr.eqns
-    jaxpr = mapped.params["jaxpr"]
-    # before the arguments come constants, some of which JAX 0.11 lists nowhere
-    constants = len(jaxpr.invars) - arguments
-    names = jaxpr.debug_info.with_unknown_names()
-    return jaxpr.replace(
-        constvars=jaxpr.invars[:constants], invars=jaxpr.invars[constants:], debug_info=names
-    )
+    return mapped.params["jaxpr"]
 
 
 def planned_bytes(compiled) -> int:
