@@ -39,10 +39,11 @@ def backward(saved, dout, qkv, *, NH):
     The inner sum is taken as sum_d(dout * out), which is equal and needs no T x T tensor.
     """
     q, k, v = _heads(after(qkv, dout), NH)
+    out, lse = (after(x, dout) for x in saved)
     do = _split(dout, NH)
-    att = jnp.exp(_scores(q, k) - saved.lse[..., None])
+    att = jnp.exp(_scores(q, k) - lse[..., None])
     datt = _einsum("bhtd,bhsd->bhts", do, v)
-    row_sum = jnp.sum(_wide(do) * _wide(_split(saved.out, NH)), axis=-1, keepdims=True)
+    row_sum = jnp.sum(_wide(do) * _wide(_split(out, NH)), axis=-1, keepdims=True)
     dscores = (att * (datt - row_sum) * _scale(q)).astype(qkv.dtype)
     dq = _einsum("bhts,bhsd->bhtd", dscores, k)
     dk = _einsum("bhts,bhtd->bhsd", dscores, q)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from llmc_jax.ops.op import Cost, Op, accumulation_dtype, native, run_kernel, size
+from llmc_jax.ops.op import Cost, Op, accumulation_dtype, after, native, run_kernel, size
 
 
 class Saved(NamedTuple):
@@ -34,6 +34,7 @@ def backward(saved, dout, inp, weight, bias, *, eps):
     dout, dinp (B,T,C); dweight = sum_BT(dout * norm) and dbias = sum_BT(dout) are (C,).
     """
     mean, rstd = saved
+    rstd = after(rstd, dout)  # or XLA would keep forward's norm, in float32
     x, dy = (a.astype(accumulation_dtype(inp.dtype)) for a in (inp, dout))
     norm = (x - mean[..., None]) * rstd[..., None]
     dnorm = dy * weight[None, None]
