@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -107,10 +108,20 @@ def unraisable(told) -> None:
     comes again outside of it."""
     if told.exc_type is not KeyboardInterrupt:
         return sys.__unraisablehook__(told)
-    main = threading.main_thread().ident  # which may wait for something: it is woken
-    again = threading.Timer(AGAIN_S, signal.pthread_kill, [main, signal.SIGINT])
-    again.daemon = True
-    again.start()
+    threading.Thread(target=_again, daemon=True).start()
+
+
+def _again() -> None:
+    """Interrupt the main thread, which may wait for something and is woken, once it has left the
+    hook: an exception in that goes nowhere either."""
+    main, left = threading.main_thread().ident, False
+    while not left:
+        time.sleep(AGAIN_S)
+        frame = sys._current_frames().get(main)
+        while frame and frame.f_code is not unraisable.__code__:
+            frame = frame.f_back
+        left = frame is None
+    signal.pthread_kill(main, signal.SIGINT)
 
 
 def caused(error: BaseException | None) -> bool:

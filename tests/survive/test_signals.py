@@ -241,9 +241,13 @@ def test_nothing_is_left_of_a_start_that_a_signal_ends(cfg, trained, number):
 
 
 def test_other_programs_are_interrupted_in_pythons_way_once_they_have_begun():
-    """And again, where that came in a callback whose exceptions go nowhere."""
+    """And again, where that came in a callback whose exceptions go nowhere; however long Python is
+    busy with that exception."""
     result = started(
+        "import threading",
         "from llmc_jax import program",
+        "start = threading.Thread.start",
+        "threading.Thread.start = lambda self: (start(self), time.sleep(0.25))",
         "def callback(*_):",
         "    gc.callbacks.remove(callback)",
         "    os.kill(os.getpid(), signal.SIGINT)",
