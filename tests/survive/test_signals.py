@@ -191,7 +191,10 @@ def test_a_closed_terminal_is_no_signal_to_what_nohup_started():
 
 def started(*lines: str) -> subprocess.CompletedProcess:
     """A process in which `python -m llmc_jax.NAME` has begun to import, and then runs these."""
-    lines = ("import gc, os, signal, sys, time", "sys.argv = ['-m']", "import llmc_jax", *lines)
+    # Ctrl-C as at a terminal: what a shell starts in the background ignores it.
+    ctrl_c = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    imports = ("import gc, os, signal, sys, time", ctrl_c, "sys.argv = ['-m']", "import llmc_jax")
+    lines = (*imports, *lines)
     command = [sys.executable, "-c", "\n".join(lines)]
     return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
