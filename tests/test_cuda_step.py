@@ -89,3 +89,15 @@ def test_attention_takes_qkv_as_the_product_left_it(lowered):
     packed = rf"{B}x{T}x{3 * MODEL.C}xbf16"
     for word in ("transpose", "slice", "concatenate", "convert"):
         assert not re.findall(rf"stablehlo\.{word}\b.*tensor<{packed}>", lowered), word
+
+
+def test_products_are_rounded_as_they_are_written(lowered):
+    """All but that of dwte, a sum in float32: XLA:GPU would round others in a pass of its own."""
+    results = re.findall(r"stablehlo\.dot_general .* -> tensor<([0-9x]+)x(f32|bf16)>", lowered)
+    assert len(results) == 3 + 12 * MODEL.L
+    assert [shape for shape, type in results if type == "f32"] == [f"{MODEL.Vp}x{MODEL.C}"]
+
+
+def test_gradients_are_made_when_their_turn_comes(lowered):
+    """Those of the head, then of each layer: XLA:GPU would leave them all to the end."""
+    assert len(re.findall(r"stablehlo\.optimization_barrier", lowered)) == 1 + MODEL.L
