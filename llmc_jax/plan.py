@@ -191,8 +191,9 @@ def check(chosen, model: ModelConfig, cfg: PlanConfig, platform: str, planned: M
     state = state_shapes(model)
     batch = jax.ShapeDtypeStruct(shape, jnp.int32)
     rooms = rooms_like(chosen, model, cfg, platform, devices=1)
-    mapped = parallel.map_train_step(chosen, model, cfg, parallel.make_mesh())
-    by_xla = parallel.planned_bytes(mapped.lower(state, rooms, batch, batch).compile())
+    mesh = parallel.make_mesh()
+    lowered = parallel.map_train_step(chosen, model, cfg, mesh).lower(state, rooms, batch, batch)
+    by_xla = parallel.planned_bytes(lowered.compile(parallel.compile_options(mesh)))
     return (
         f"XLA plans {by_xla / 2**20:,.1f} MiB: the table is "
         f"{100 * (planned.total / by_xla - 1):+.1f} % of that"
