@@ -189,7 +189,7 @@ def first_state(setup: Setup, place: Place, startup: Startup):
     start = place.start.step if place.start.saved else None
     saved = partial(what_is_saved, place.checkpoints)
     like, rooms = state_like(model, cfg, mesh), placed_rooms_like(setup.ops, model, cfg, mesh)
-    memory.refuse_too_large(memory.of_one_device(like), setup.ops, model, cfg, saved)
+    memory.refuse_too_large(memory.size_on_each(like), setup.ops, model, cfg, saved)
     if place.checkpoints:
         place.checkpoints.reserve(state_shapes(model), touch=cfg.saves_checkpoints)
     with ThreadPoolExecutor(1) as beside:

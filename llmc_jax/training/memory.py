@@ -175,7 +175,7 @@ def copy_of_state(model: ModelConfig, cfg: TrainConfig) -> int:
     return size(state_shapes(model)) // jax.local_device_count()
 
 
-def of_one_device(like) -> int:
+def size_on_each(like) -> int:
     """Bytes that each device holds of arrays placed as the shapes `like` say."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(like)
