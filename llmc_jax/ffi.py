@@ -142,10 +142,12 @@ def select_isa(name: str) -> None:
 
 
 def trim_memory() -> None:
-    """Give freed memory back to the operating system: what initialisation and compilation left.
+    """Give memory back to the operating system: what initialisation and compilation left.
 
-    Does nothing without the kernels of the CPU.
+    JAX forgets what it traced, which is 25 MiB of GPT-2's step; what is compiled stays with who
+    holds it. Nothing is given back without the kernels of the CPU.
     """
+    jax.clear_caches()
     _, cpu = _load("cpu")
     if cpu:
         cpu.llmc_trim_memory()
