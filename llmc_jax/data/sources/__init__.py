@@ -37,6 +37,15 @@ def numbered(name: str, tokens: int, first: int = 0) -> Iterator[tuple[str, int]
     return ((f"{name}_{number:06d}.bin", tokens) for number in itertools.count(first))
 
 
+def at_hand(texts: list[str], shards: Callable[[], Iterator[tuple[str, int]]]) -> Stream:
+    """The stream of texts that are in memory."""
+
+    def documents(skip: int) -> Iterator[Document]:
+        return (Document(text, i + 1) for i, text in enumerate(texts) if i >= skip)
+
+    return Stream(documents, len(texts), "documents", shards)
+
+
 def find_files(source: str, pattern: str) -> list[Path]:
     """The files that globs separated by commas name, in order. Raises BadInput."""
     if not pattern:

@@ -4,6 +4,7 @@ Also the shards that llm.c's scripts fetch ready made (dev/data/fineweb.sh and e
 """
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 from llmc_jax.config import BadInput
@@ -42,9 +43,8 @@ def source(
         val = itertools.islice(numbered(f"{stem}_val", shard_tokens), 1)
         return itertools.chain(val, numbered(f"{stem}_train", shard_tokens, first=1))
 
-    stream = Stream(
-        lambda skip: parquet.documents(paths, "text", skip, count), count, "documents", shards
-    )
+    documents = partial(parquet.documents, paths=paths, field="text", begin=0, end=count)
+    stream = Stream(documents, count, "documents", shards)
     return Source(stem, [described for _, described in files], [stream])
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from llmc_jax.config import BadInput
@@ -30,17 +31,11 @@ def source(pattern: str, *, field: str, shard_tokens: int, val_fraction: float) 
                     yield Document(_field(path, line, data, field), stop - begin)
                 number += 1
 
-    return Source(
-        "jsonl",
-        inputs,
-        [
-            Stream(
-                lambda skip, a=begin, b=end: documents(skip, a, b), end - begin, "B",
-                lambda name=name: numbered(f"jsonl_{name}", shard_tokens),
-            )
-            for name, begin, end in (("train", 0, cut), ("val", cut, size))
-        ],
-    )  # fmt: skip
+    def stream(name: str, begin: int, end: int) -> Stream:
+        shards = partial(numbered, f"jsonl_{name}", shard_tokens)
+        return Stream(partial(documents, begin=begin, end=end), end - begin, "B", shards)
+
+    return Source("jsonl", inputs, [stream("train", 0, cut), stream("val", cut, size)])
 
 
 def _lines(paths: list[Path]) -> Iterator[tuple[Path, int, int, bytes]]:

@@ -1,6 +1,7 @@
 """Parquet files; one column's values are the documents, the last rows are for validation."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from llmc_jax.config import BadInput
@@ -19,18 +20,14 @@ def source(pattern: str, *, field: str, shard_tokens: int, val_fraction: float) 
     if not size:
         raise BadInput(f"--input={pattern} holds no rows; name other files.")
     cut = last(size, val_fraction)
-    return Source(
-        "parquet",
-        [describe(path) for path in paths],
-        [
-            Stream(
-                lambda skip, a=begin, b=end: documents(paths, field, a + skip, b, origin=a),
-                end - begin, "documents",
-                lambda name=name: numbered(f"parquet_{name}", shard_tokens),
-            )
-            for name, begin, end in (("train", 0, cut), ("val", cut, size))
-        ],
-    )  # fmt: skip
+
+    def stream(name: str, begin: int, end: int) -> Stream:
+        shards = partial(numbered, f"parquet_{name}", shard_tokens)
+        rows_of = partial(documents, paths=paths, field=field, begin=begin, end=end)
+        return Stream(rows_of, end - begin, "documents", shards)
+
+    inputs = [describe(path) for path in paths]
+    return Source("parquet", inputs, [stream("train", 0, cut), stream("val", cut, size)])
 
 
 def rows(paths: list[Path], field: str) -> list[int]:
@@ -49,21 +46,22 @@ def rows(paths: list[Path], field: str) -> list[int]:
 
 
 def documents(
-    paths: list[Path], field: str, begin: int, end: int, *, origin: int = 0
+    skip: int, *, paths: list[Path], field: str, begin: int, end: int
 ) -> Iterator[Document]:
-    """The column's values in the rows [begin, end) of all files. Row groups before are not read."""
-    row = 0
+    """The column's values in the rows [begin, end) of all files, but for the first `skip`. Row
+    groups before are not read."""
+    row, first = 0, begin + skip
     for path, count in zip(paths, rows(paths, field), strict=True):
-        if row + count <= begin:
+        if row + count <= first:
             row += count
             continue
         with _opened(path) as file:
             for group in range(file.num_row_groups):
                 size = file.metadata.row_group(group).num_rows
-                if row + size > begin and row < end:
+                if row + size > first and row < end:
                     for number, text in enumerate(_texts(path, file, group, field), row):
-                        if begin <= number < end:
-                            yield Document(text, number + 1 - origin)
+                        if first <= number < end:
+                            yield Document(text, number + 1 - begin)
                 row += size
 
 

@@ -10,9 +10,10 @@ import platform
 import sysconfig
 import tokenize
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from llmc_jax.data.sources import Document, Source, Stream, numbered
+from llmc_jax.data.sources import Source, at_hand, numbered
 
 SKIPPED_FOLDERS = {
     "__pycache__", "dist-packages", "encodings", "idle_test", "pydoc_data", "site-packages",
@@ -26,20 +27,11 @@ def source(*, shard_tokens: int) -> Source:
     splits = dict(zip(("train", "val"), documents(), strict=True))
     digest = hashlib.sha256(json.dumps(splits).encode())
     name = f"standard library of Python {platform.python_version()}"
-    return Source(
-        "pystdlib",
-        [dict(file=name, sha256=digest.hexdigest())],
-        [
-            Stream(
-                lambda skip, texts=texts: (
-                    Document(text, i + 1) for i, text in enumerate(texts) if i >= skip
-                ),
-                len(texts), "documents",
-                lambda split=split: numbered(f"pystdlib_{split}", shard_tokens),
-            )
-            for split, texts in splits.items()
-        ],
-    )  # fmt: skip
+    streams = [
+        at_hand(texts, partial(numbered, f"pystdlib_{split}", shard_tokens))
+        for split, texts in splits.items()
+    ]
+    return Source("pystdlib", [dict(file=name, sha256=digest.hexdigest())], streams)
 
 
 def documents() -> tuple[list[str], list[str]]:

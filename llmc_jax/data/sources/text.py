@@ -1,6 +1,7 @@
 """Any UTF-8 text files; each is a document, and the end of the last ones is for validation."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from llmc_jax.config import BadInput
@@ -36,17 +37,11 @@ def source(pattern: str, *, shard_tokens: int, val_fraction: float) -> Source:
                     yield Document(text, ends[i] - (cut if val else 0))
                 number += 1
 
-    return Source(
-        "text",
-        inputs,
-        [
-            Stream(
-                lambda skip, val=val: documents(skip, val=val), size, "B",
-                lambda name=name: numbered(f"text_{name}", shard_tokens),
-            )
-            for name, val, size in (("train", False, cut), ("val", True, sum(sizes) - cut))
-        ],
-    )  # fmt: skip
+    def stream(name: str, size: int) -> Stream:
+        shards = partial(numbered, f"text_{name}", shard_tokens)
+        return Stream(partial(documents, val=name == "val"), size, "B", shards)
+
+    return Source("text", inputs, [stream("train", cut), stream("val", sum(sizes) - cut)])
 
 
 def _break(text: str, offset: int) -> int:

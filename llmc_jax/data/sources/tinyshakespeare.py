@@ -2,11 +2,12 @@
 
 import hashlib
 import itertools
+from functools import partial
 from pathlib import Path
 
 from llmc_jax.config import BadInput
 from llmc_jax.data.download import download
-from llmc_jax.data.sources import Document, Source, Stream, numbered
+from llmc_jax.data.sources import Source, at_hand, numbered
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -29,10 +30,7 @@ def source(path: str, downloads: Path, *, shard_tokens: int) -> Source:
     # A speech ends with an empty line: each is a document of its own.
     *speeches, end = data.decode().split("\n\n")
     texts = [*(speech + "\n\n" for speech in speeches), end]
-    stream = Stream(
-        lambda skip: (Document(text, i + 1) for i, text in enumerate(texts) if i >= skip),
-        len(texts), "documents", lambda: _shards(shard_tokens),
-    )  # fmt: skip
+    stream = at_hand(texts, partial(_shards, shard_tokens))
     name = "tinyshakespeare"
     return Source(name, [dict(file=name, bytes=len(data), sha256=SHA256)], [stream])
 

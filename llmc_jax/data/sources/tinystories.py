@@ -8,6 +8,7 @@ takes them as they become ready: the tokens are llm.c's, the order does not depe
 import json
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from llmc_jax.config import BadInput
@@ -34,21 +35,17 @@ def source(archive: str, downloads: Path, *, hub_url: str, shard_tokens: int) ->
     files = sorted(folder.glob("*.json"))
     if len(files) < 2:
         raise BadInput(f"{path} holds {len(files)} files of stories; two are needed at least.")
-    return Source(
-        "tinystories",
-        [described],
-        [
-            Stream(
-                lambda skip, part=part: _documents(part, skip),
-                sum(path.stat().st_size for path in part), "B",
-                lambda split=split: numbered(f"tinystories_{split}", shard_tokens),
-            )
-            for split, part in (("train", files[1:]), ("val", files[:1]))
-        ],
-    )  # fmt: skip
+
+    def stream(name: str, part: list[Path]) -> Stream:
+        size = sum(path.stat().st_size for path in part)
+        shards = partial(numbered, f"tinystories_{name}", shard_tokens)
+        return Stream(partial(_documents, files=part), size, "B", shards)
+
+    streams = [stream("train", files[1:]), stream("val", files[:1])]
+    return Source("tinystories", [described], streams)
 
 
-def _documents(files: list[Path], skip: int) -> Iterator[Document]:
+def _documents(skip: int, files: list[Path]) -> Iterator[Document]:
     number = done = 0
     for index, path in enumerate(files):
         stories = _stories(path)
