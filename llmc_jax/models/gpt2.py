@@ -320,13 +320,6 @@ def logits(ops: Ops, params: Params, inputs, *, cfg: ModelConfig):
     return head(ops, params, stream, cfg).reshape(*inputs.shape, cfg.V)
 
 
-def logits_at(ops: Ops, params: Params, inputs, position, *, cfg: ModelConfig):
-    """Logits after inputs[:, position]; inputs (B,T) int32, result (B,V) float32."""
-    stream, _ = trunk(ops, params, inputs, cfg=cfg)
-    there = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, position, 1, axis=1), stream)
-    return head(ops, params, there, cfg)
-
-
 def head(ops: Ops, params: Params, stream: Stream, cfg: ModelConfig):
     """Logits (B*T,V) float32 of the stream behind the last layer."""
     _, lnf, _ = layernorm_of(ops, stream, params.lnfw, params.lnfb)

@@ -128,21 +128,12 @@ def test_recompute_takes_less_memory_while_it_runs(spec):
     assert levels[2] - levels[3] > 4 * channel
 
 
-def test_logits_at_a_position_are_those_of_all_positions():
-    params, inputs, _ = problem(jnp.float32)
-    chosen, _ = ops.select("auto", "cpu")
-    every = gpt2.logits(chosen, params, inputs, cfg=tiny.MODEL)
-    assert every.shape == (B, T, tiny.MODEL.V)
-    np.testing.assert_allclose(
-        gpt2.logits_at(chosen, params, inputs, 4, cfg=tiny.MODEL), every[:, 4], rtol=1e-5, atol=1e-5
-    )
-
-
 def test_later_tokens_do_not_change_earlier_logits():
     params, inputs, _ = problem(jnp.float32)
     chosen, _ = ops.select("auto", "cpu")
     before = gpt2.logits(chosen, params, inputs, cfg=tiny.MODEL)
     after = gpt2.logits(chosen, params, inputs.at[:, 5:].set(1), cfg=tiny.MODEL)
+    assert before.shape == (B, T, tiny.MODEL.V)
     assert np.array_equal(before[:, :5], after[:, :5])
     assert not np.array_equal(before[:, 5:], after[:, 5:])
 
