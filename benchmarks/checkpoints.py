@@ -27,7 +27,7 @@ import numpy as np
 from llmc_jax import machine, ops
 from llmc_jax.config import TrainConfig, model_config
 from llmc_jax.models.initialize import initialize
-from llmc_jax.training import parallel
+from llmc_jax.training import parallel, placement
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.rooms import make_rooms
 from llmc_jax.training.step import init_state, state_shapes
@@ -42,7 +42,7 @@ def make_state(mesh):
         m=jax.tree.map(lambda p: 0.1 * p, state.params),
         v=jax.tree.map(lambda p: p * p, state.params),
     )
-    return parallel.replicate(state, mesh)
+    return placement.replicate(state, mesh)
 
 
 def timed(work, *args, **options) -> float:
@@ -63,7 +63,7 @@ def dump(state, folder: Path, *, sync: bool) -> None:
 
 def load(folder: Path, count: int, mesh) -> None:
     leaves = [np.load(folder / f"{number}.npy") for number in range(count)]
-    jax.block_until_ready(parallel.replicate(leaves, mesh))
+    jax.block_until_ready(placement.replicate(leaves, mesh))
 
 
 def save_and_restore(state, place: Path, number: int) -> dict[str, float]:
@@ -94,8 +94,8 @@ def save_and_restore(state, place: Path, number: int) -> dict[str, float]:
 
 def read(what: str, place: Path, mesh) -> float:
     """Seconds for the arrays of the dump (load) or of the checkpoint (restore) to the device."""
-    like = parallel.replicated_like(state_shapes(MODEL), mesh)
-    jax.block_until_ready(parallel.replicate(np.zeros(1), mesh))
+    like = placement.replicated_like(state_shapes(MODEL), mesh)
+    jax.block_until_ready(placement.replicate(np.zeros(1), mesh))
     if what == "load":
         into_page_cache(place / "dump")
         return timed(load, place / "dump", len(jax.tree.leaves(like)), mesh)
@@ -119,7 +119,7 @@ def step_seconds(state, mesh, T: int) -> float:
     step = parallel.map_train_step(chosen, MODEL, cfg, mesh)
     rooms = make_rooms(chosen, MODEL, cfg, mesh)
     tokens = np.random.default_rng(0).integers(0, MODEL.V, (1, 4, T)).astype(np.int32)
-    batch = parallel.split((tokens, tokens), mesh, parallel.MICRO_BATCHES)
+    batch = placement.split((tokens, tokens), mesh, placement.MICRO_BATCHES)
     times = []
     for _ in range(4):
         began = time.perf_counter()

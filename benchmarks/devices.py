@@ -93,14 +93,13 @@ def curves(model: str, some_devices: list[int], some_processes: list[int]) -> in
 def memory(stages: list[int]) -> int:
     """Print what each device holds of GPT-2 124M by stage, on 8 devices."""
     import jax
-    import numpy as np
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     from llmc_jax import ops
     from llmc_jax.config import MODELS, TrainConfig
     from llmc_jax.models import gpt2
-    from llmc_jax.training import parallel
+    from llmc_jax.training import memory, parallel, placement
     from llmc_jax.training.step import state_shapes
     from llmc_jax.training.zero import part_size
 
@@ -117,10 +116,8 @@ def memory(stages: list[int]) -> int:
             model="d12", max_steps=1, batch_size=1, sequence_length=64, zero_stage=stage
         )
         mapped = parallel.map_train_step(ops.select("ffi", "cpu")[0], model, cfg, mesh)
-        state = parallel.state_like(state_shapes(model), mesh, stage)
-        batch = parallel.split_like(
-            jax.ShapeDtypeStruct((2, 8, 64), np.int32), mesh, parallel.MICRO_BATCHES
-        )
+        state = placement.state_like(state_shapes(model), mesh, cfg)
+        batch = placement.micro_batches_like((2, 8, 64), mesh)
         compiled = mapped.lower(state, [], batch, batch).compile()
         plan = compiled.memory_analysis()
         held = [part if stage >= 3 else whole, 2 * (part if stage >= 1 else whole)]
@@ -128,7 +125,7 @@ def memory(stages: list[int]) -> int:
         print(
             f"| {stage} | {held[0]:.1f} | {held[1]:.1f} | {held[2]:.1f} | "
             f"{plan.argument_size_in_bytes / MiB:.1f} (computed {held[0] + held[1]:.1f}) | "
-            f"{plan.temp_size_in_bytes / MiB:.1f} | {parallel.planned_bytes(compiled) / MiB:.1f} |",
+            f"{plan.temp_size_in_bytes / MiB:.1f} | {memory.planned_bytes(compiled) / MiB:.1f} |",
             flush=True,
         )
     return 0

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from llmc_jax import ffi, machine, ops
 from llmc_jax.config import BadInput, ModelConfig, TrainConfig, model_config
-from llmc_jax.training import memory, parallel
+from llmc_jax.training import memory, parallel, placement
 from llmc_jax.training.step import state_shapes
 from llmc_jax.training.zero import AXIS
 
@@ -61,8 +61,8 @@ def compiled(chosen: ops.Ops, model: ModelConfig, cfg: TrainConfig, devices: int
     )
     mesh = Mesh(np.array(topology.devices), (AXIS,))
     rows, T = cfg.batch_size * devices, cfg.sequence_length
-    state = parallel.state_like(state_shapes(model), mesh, cfg.zero_stage)
-    batch = parallel.micro_batches_like((cfg.total_batch_size // (rows * T), rows, T), mesh)
+    state = placement.state_like(state_shapes(model), mesh, cfg)
+    batch = placement.micro_batches_like((cfg.total_batch_size // (rows * T), rows, T), mesh)
     lowered = parallel.map_train_step(chosen, model, cfg, mesh).lower(state, [], batch, batch)
     return lowered.compile({"xla_gpu_autotune_level": 0} | parallel.compile_options(mesh))
 
@@ -91,7 +91,7 @@ def main() -> None:
         )  # fmt: skip
         step = compiled(chosen, model, cfg, devices)
         told = memory.step_memory(chosen, model, cfg, "gpu", devices).total
-        by_xla = parallel.planned_bytes(step)
+        by_xla = memory.planned_bytes(step)
         types = CUBLAS.findall(step.as_text())
         print(
             f"| {devices} | {cfg.zero_stage} | {A} | {cfg.dtype} | {cfg.recompute} "

@@ -19,11 +19,10 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from llmc_jax import ops
 from llmc_jax.config import MODELS, ModelConfig, TrainConfig
-from llmc_jax.training import parallel
+from llmc_jax.training import parallel, placement
 from llmc_jax.training.step import state_shapes
 
 NODE = 8  # GPUs
@@ -79,9 +78,8 @@ def compiled_cost(model: ModelConfig, stage: int) -> Cost:
         zero_stage=stage,
         recompute=0,
     )
-    state = parallel.state_like(state_shapes(model), mesh, stage)
-    batch = jax.ShapeDtypeStruct((1, mesh.size, T), np.int32)
-    batch = parallel.split_like(batch, mesh, parallel.MICRO_BATCHES)
+    state = placement.state_like(state_shapes(model), mesh, cfg)
+    batch = placement.micro_batches_like((1, mesh.size, T), mesh)
     mapped = parallel.map_train_step(ops.select("jnp", "cpu")[0], model, cfg, mesh)
     compiled = mapped.lower(state, [], batch, batch).compile()
     sent, messages = {"all-reduce": 0, "reduce-scatter": 0, "all-gather": 0}, 0

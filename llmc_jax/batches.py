@@ -10,7 +10,7 @@ from llmc_jax.config import TrainConfig
 from llmc_jax.data.loader import TokenLoader
 from llmc_jax.data.prefetch import prefetch
 from llmc_jax.evaluation.scorer import IGNORED
-from llmc_jax.training import parallel
+from llmc_jax.training import placement
 from llmc_jax.training.step import TrainState
 
 
@@ -18,7 +18,7 @@ def micro_batch_rows(cfg: TrainConfig, mesh) -> np.ndarray:
     """(A, rows): which sequences of a step this process's devices have in each micro-batch."""
     rows = cfg.total_batch_size // cfg.sequence_length
     micro_rows = cfg.batch_size * mesh.size
-    own = parallel.own_rows(mesh, micro_rows)
+    own = placement.own_rows(mesh, micro_rows)
     return np.arange(rows).reshape(-1, micro_rows)[:, own]
 
 
@@ -34,7 +34,7 @@ def train_batches(loader: TokenLoader, cfg: TrainConfig, mesh, start: int) -> It
         position = 0 if cfg.overfit_single_batch else step * count
         batch = loader.read(position, count, rows=rows.reshape(-1))
         batch = tuple(x.reshape(*rows.shape, cfg.sequence_length) for x in batch)
-        return parallel.join(batch, mesh, parallel.MICRO_BATCHES, mapper=cfg.mapper)
+        return placement.join(batch, mesh, placement.MICRO_BATCHES, mapper=cfg.mapper)
 
     return prefetch(make, range(start, cfg.max_steps))
 
@@ -57,12 +57,12 @@ def validate(
     of_one = batch_rows if cfg.shuffle_order == "llmc" else cfg.batch_size
     wanted = loader.num_sequences if cfg.val_batches == -1 else cfg.val_batches * of_one
     count = min(wanted, loader.num_sequences)
-    own = np.arange(batch_rows)[parallel.own_rows(mesh, batch_rows)]
+    own = np.arange(batch_rows)[placement.own_rows(mesh, batch_rows)]
 
     def make(position: int):
         inputs, targets = loader.read(position, batch_rows, rows=own)
         targets[position + own >= count] = IGNORED
-        return parallel.join((inputs, targets), mesh, parallel.ROWS)
+        return placement.join((inputs, targets), mesh, placement.ROWS)
 
     losses, pending = [], []
     with closing(prefetch(make, range(0, count, batch_rows))) as batches:

@@ -8,7 +8,7 @@ from llmc_jax import ffi, ops
 from llmc_jax.config import BadInput, ModelConfig, TrainConfig
 from llmc_jax.contestant import Task, serve
 from llmc_jax.models.initialize import initialize
-from llmc_jax.training import parallel
+from llmc_jax.training import parallel, placement
 from llmc_jax.training.rooms import make_rooms
 from llmc_jax.training.step import init_state
 
@@ -30,8 +30,8 @@ def prepare_step(task: Task, chosen: ops.Ops, mesh):
             f"--B={task.B} sequences cannot be split over {mesh.size} devices; use a multiple."
         )
     cfg = train_config(task)
-    batch = parallel.split(tuple(x[None] for x in task.batch()), mesh, parallel.MICRO_BATCHES)
-    state = parallel.replicate(init_state(initialize(task.model, task.seed)), mesh)
+    batch = placement.split(tuple(x[None] for x in task.batch()), mesh, placement.MICRO_BATCHES)
+    state = placement.replicate(init_state(initialize(task.model, task.seed)), mesh)
     rooms = make_rooms(chosen, task.model, cfg, mesh)
     began = time.perf_counter()
     update = parallel.map_train_step(chosen, task.model, cfg, mesh)

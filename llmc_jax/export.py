@@ -22,7 +22,7 @@ from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.models.initialize import initialize
 from llmc_jax.trained import choose_step
-from llmc_jax.training import parallel
+from llmc_jax.training import parallel, placement
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.run_dir import RunDir, open_run_dir
 from llmc_jax.training.step import init_state, state_shapes
@@ -130,7 +130,7 @@ def _read_checkpoint(folder: Path, step: int) -> Source:
         step = choose_step(folder, step, checkpoints)
         run = checkpoints.restore_run(step)
         model = ModelConfig(**run["model"])
-        like = parallel.replicated_like(state_shapes(model), parallel.make_mesh())
+        like = placement.replicated_like(state_shapes(model), parallel.make_mesh())
         state = jax.device_get(checkpoints.restore_state(step, like))
     return Source(model, state.params, run["config"]["dtype"], step, (state.m, state.v))
 
@@ -169,7 +169,7 @@ def _write_checkpoint(cfg: ExportConfig, source: Source) -> None:
         loop_done=False,  # its first validation shows whether it is the model that was meant
     )
     with locked(run.root, "output"), Checkpointer(run.checkpoints) as checkpoints:
-        state = parallel.replicate(state, parallel.make_mesh())
+        state = placement.replicate(state, parallel.make_mesh())
         checkpoints.save(state, record | source.data, source.step)
         checkpoints.wait()
         if failure := checkpoints.take_failure():

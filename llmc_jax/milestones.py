@@ -7,7 +7,7 @@ from llmc_jax.data.tokenizer import EOT, token_bytes, tokenizer
 from llmc_jax.generation.sampler import make_sampler
 from llmc_jax.models import gpt2
 from llmc_jax.run_setup import Setup
-from llmc_jax.training import parallel, processes
+from llmc_jax.training import parallel, placement, processes
 from llmc_jax.training.logger import Logger
 from llmc_jax.training.resume import Start
 from llmc_jax.training.step import TrainState
@@ -86,7 +86,7 @@ class Milestones:
         self._say(f"step {step:4d}/{self._setup.cfg.max_steps} | HellaSwag {right.acc_norm:.4f}")
 
     def _speak(self, step: int, state: TrainState) -> None:
-        params = parallel.own_copy(self._params(state))
+        params = placement.own_copy(self._params(state))
         if processes.first():
             tokens = list(self._sample(params, [EOT], self._setup.cfg.sample_tokens))
             parts = [token_bytes(tokenizer(), token) for token in tokens if token != EOT]
@@ -94,4 +94,4 @@ class Milestones:
             self._say(f"sample at step {step}:\n---\n{text}\n---")
 
     def _params(self, state: TrainState) -> gpt2.Params:
-        return parallel.whole_params(state.params, gpt2.shapes(self._setup.model))
+        return placement.whole_params(state.params, gpt2.shapes(self._setup.model))

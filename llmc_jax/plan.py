@@ -193,7 +193,7 @@ def check(chosen, model: ModelConfig, cfg: PlanConfig, platform: str, planned: M
     rooms = rooms_like(chosen, model, cfg, platform, devices=1)
     mesh = parallel.make_mesh()
     lowered = parallel.map_train_step(chosen, model, cfg, mesh).lower(state, rooms, batch, batch)
-    by_xla = parallel.planned_bytes(lowered.compile(parallel.compile_options(mesh)))
+    by_xla = memory.planned_bytes(lowered.compile(parallel.compile_options(mesh)))
     return (
         f"XLA plans {by_xla / 2**20:,.1f} MiB: the table is "
         f"{100 * (planned.total / by_xla - 1):+.1f} % of that"

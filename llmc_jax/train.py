@@ -15,7 +15,7 @@ from llmc_jax.config import BadInput, RunStopped, TrainConfig
 from llmc_jax.lock import locked
 from llmc_jax.milestones import Milestones
 from llmc_jax.run_setup import Setup, meet, place_after, set_up
-from llmc_jax.training import memory, parallel, processes
+from llmc_jax.training import memory, parallel, placement, processes
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.initial_state import make_state, maker_of_moments, state_like
 from llmc_jax.training.logger import Logger
@@ -250,7 +250,7 @@ def lower_update(setup: Setup, state: TrainState, rooms):
     mapped = parallel.map_train_step(setup.ops, setup.model, cfg, mesh)
     rows, T = cfg.batch_size * mesh.size, cfg.sequence_length
     shape = (cfg.total_batch_size // (rows * T), rows, T)
-    batch = parallel.micro_batches_like(shape, mesh, mapper=cfg.mapper)
+    batch = placement.micro_batches_like(shape, mesh, mapper=cfg.mapper)
     return mapped.lower(state, rooms, batch, batch)
 
 
@@ -259,7 +259,7 @@ def compile_update(lowered, setup: Setup, saved: Callable[[], str]):
     what is `saved`, where the memory it takes is more than there is."""
     began = time.perf_counter()
     compiled = lowered.compile(parallel.compile_options(setup.mesh))
-    planned = parallel.planned_bytes(compiled)
+    planned = memory.planned_bytes(compiled)
     print(
         f"compiled the step in {time.perf_counter() - began:.1f} s; it takes "
         f"{planned / 2**30:.2f} GiB{' on each device' if setup.mesh.size > 1 else ''}",

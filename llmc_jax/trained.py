@@ -16,7 +16,7 @@ from llmc_jax.interop.source import open_model
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.ops import Ops
-from llmc_jax.training import parallel
+from llmc_jax.training import parallel, placement
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.run_dir import find_checkpoints
 
@@ -120,7 +120,7 @@ def _read_file(name: str, mesh) -> Trained:
     model, weights = open_model(name)
     dtype = "float32" if weights.wte.dtype == np.float32 else "bfloat16"
     weights = jax.tree.map(lambda p: np.asarray(p, np.float32), weights)
-    return Trained(model, parallel.replicate(weights, mesh), dtype)
+    return Trained(model, placement.replicate(weights, mesh), dtype)
 
 
 def _restore(run: str, step: int, mesh) -> Trained:
@@ -130,7 +130,7 @@ def _restore(run: str, step: int, mesh) -> Trained:
         step = choose_step(run, step, checkpoints)
         saved = checkpoints.restore_run(step)
         model = ModelConfig(**saved["model"])
-        like = parallel.replicated_like(gpt2.shapes(model), mesh)
+        like = placement.replicated_like(gpt2.shapes(model), mesh)
         params = checkpoints.restore_params(step, like)
         return Trained(model, params, saved["config"]["dtype"], step, saved["config"])
 

@@ -20,7 +20,7 @@ import numpy as np
 from llmc_jax import config, ffi, ops
 from llmc_jax.data.order import CounterOrder
 from llmc_jax.models.initialize import initialize
-from llmc_jax.training import parallel, zero
+from llmc_jax.training import parallel, placement
 from llmc_jax.training.rooms import make_rooms
 from llmc_jax.training.step import init_state
 from tests import tiny
@@ -44,9 +44,9 @@ def batches(cfg, model, mesh, steps: int):
     for step in range(steps):
         starts = order.index(step * rows, rows)[:, None] * T + np.arange(T + 1)
         shaped = tokens[starts].reshape(-1, cfg.batch_size * mesh.size, T + 1)
-        shaped = shaped[:, parallel.own_rows(mesh, cfg.batch_size * mesh.size)]
+        shaped = shaped[:, placement.own_rows(mesh, cfg.batch_size * mesh.size)]
         both = np.ascontiguousarray(shaped[..., :-1]), np.ascontiguousarray(shaped[..., 1:])
-        yield parallel.join(both, mesh, parallel.MICRO_BATCHES, mapper=cfg.mapper)
+        yield placement.join(both, mesh, placement.MICRO_BATCHES, mapper=cfg.mapper)
 
 
 def curve(name: str, case: dict) -> dict:
@@ -56,12 +56,11 @@ def curve(name: str, case: dict) -> dict:
     repeat = case.pop("repeat", 2)
     mesh, model = mesh_of(devices), config.MODELS[name]
     cfg = tiny.config(model=name, max_steps=20, **case)
-    stage = zero.stage_in_force(cfg, devices)
     chosen, _ = ops.select(spec, "cpu")
     mapped = parallel.map_train_step(chosen, model, cfg, mesh)
     weights, compiled, runs = initialize(model, cfg.seed), None, []
     for _ in range(repeat):
-        state = parallel.place_state(init_state(weights), mesh, stage)
+        state = placement.place_state(init_state(weights), mesh, cfg)
         rooms = make_rooms(chosen, model, cfg, mesh)
         losses, began = [], time.perf_counter()
         for batch in batches(cfg, model, mesh, steps):

@@ -32,7 +32,7 @@ import numpy as np
 
 from llmc_jax import config, ffi, machine, train
 from llmc_jax.config import BadInput, RunStopped
-from llmc_jax.training import arrays, checkpoint, manifest, parallel
+from llmc_jax.training import arrays, checkpoint, manifest, parallel, placement
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.run_dir import RunDir
 from llmc_jax.training.step import state_shapes
@@ -218,7 +218,7 @@ def _run_and_exit(cfg, output: int, fault, draw) -> None:
 def outcome(folder: Path, result: Path) -> None:
     """Write what must be equal: a checksum of the final state, and both logs without clocks."""
     run = RunDir(folder)
-    like = parallel.replicated_like(state_shapes(tiny.MODEL), parallel.make_mesh())
+    like = placement.replicated_like(state_shapes(tiny.MODEL), parallel.make_mesh())
     state = Checkpointer(run.checkpoints).restore_state(STEPS, like)
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(state):

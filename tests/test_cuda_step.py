@@ -10,7 +10,7 @@ import pytest
 
 from llmc_jax import ffi, ops
 from llmc_jax.models.initialize import initialize
-from llmc_jax.training import parallel
+from llmc_jax.training import parallel, placement
 from llmc_jax.training.step import init_state, state_shapes
 from tests import tiny
 
@@ -30,8 +30,8 @@ def steps(spec: str, dtype: str, recompute: int):
     cfg = tiny.config(dtype=dtype, recompute=recompute, adam_eps=1e-3)
     chosen, _ = ops.select(spec, "cpu")
     step = parallel.map_train_step(chosen, MODEL, cfg, mesh)
-    state = parallel.replicate(init_state(initialize(MODEL, 42)), mesh)
-    data = parallel.split(batch(), mesh, parallel.MICRO_BATCHES)
+    state = placement.replicate(init_state(initialize(MODEL, 42)), mesh)
+    data = placement.split(batch(), mesh, placement.MICRO_BATCHES)
     metrics = []
     for _ in range(2):
         state, _, m = step(state, [], *data)

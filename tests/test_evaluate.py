@@ -21,7 +21,7 @@ from llmc_jax.evaluate import EvaluateConfig
 from llmc_jax.interop import llmc
 from llmc_jax.interop.llmc_text import Example, write_eval
 from llmc_jax.models import gpt2
-from llmc_jax.training import parallel
+from llmc_jax.training import placement
 from llmc_jax.training.logger import read_metrics
 from tests import tiny
 
@@ -225,7 +225,7 @@ def test_a_signal_ends_hellaswag_after_its_batch(folder, monkeypatch, capsys):
     monkeypatch.setitem(config.MODELS, "tiny", tiny.MODEL)
     data = {key: f"{folder}/{key.removesuffix('_data')}*.bin" for key in ("train_data", "val_data")}
     cfg = tiny.config(**data, output_dir=f"{folder}/ended", hellaswag=f"{folder}/questions.bin")
-    calls, real = [], parallel.to_host
+    calls, real = [], placement.to_host
 
     def to_host(results):  # the scorer's, of a batch
         calls.append(results)
@@ -233,7 +233,7 @@ def test_a_signal_ends_hellaswag_after_its_batch(folder, monkeypatch, capsys):
             os.kill(os.getpid(), signal.SIGTERM)
         return real(results)
 
-    monkeypatch.setattr(parallel, "to_host", to_host)
+    monkeypatch.setattr(placement, "to_host", to_host)
     train.main(cfg)
     assert "stopped by SIGTERM after step 3/6: checkpoint of" in capsys.readouterr().out
     assert len(calls) == 1

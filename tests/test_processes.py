@@ -30,7 +30,7 @@ REDUCE = """
 import sys
 import jax
 import numpy as np
-from llmc_jax.training import parallel, zero
+from llmc_jax.training import parallel, placement, zero
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
@@ -38,9 +38,9 @@ mesh = parallel.make_mesh()
 rows = (np.arange(2 << 23, dtype=np.int32).reshape(2, -1) % 1021).astype(np.float32)
 mean = jax.jit(jax.shard_map(
     lambda x: zero.mean_part(x[0], x.dtype), mesh=mesh,
-    in_specs=parallel.ROWS, out_specs=parallel.PARTS,
+    in_specs=placement.ROWS, out_specs=placement.PARTS,
 ))
-mine = parallel.join(rows[parallel.own_rows(mesh, 2)], mesh, parallel.ROWS)
+mine = placement.join(rows[placement.own_rows(mesh, 2)], mesh, placement.ROWS)
 wanted = rows.mean(axis=0)
 for _ in range(40):
     for part in mean(mine).addressable_shards:

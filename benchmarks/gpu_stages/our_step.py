@@ -9,7 +9,7 @@ from benchmarks.gpu_stages.torch_step import task
 from llmc_jax import ops
 from llmc_jax.bench_step import train_config
 from llmc_jax.models.initialize import initialize
-from llmc_jax.training import parallel
+from llmc_jax.training import memory, parallel, placement
 from llmc_jax.training.rooms import make_rooms
 from llmc_jax.training.step import init_state
 
@@ -26,8 +26,8 @@ def prepare(spec: str) -> Step:
     todo, mesh = task(spec), parallel.make_mesh()
     cfg = train_config(todo)
     update = parallel.map_train_step(chosen, todo.model, cfg, mesh)
-    batch = parallel.split(tuple(x[None] for x in todo.batch()), mesh, parallel.MICRO_BATCHES)
-    state = parallel.replicate(init_state(initialize(todo.model, todo.seed)), mesh)
+    batch = placement.split(tuple(x[None] for x in todo.batch()), mesh, placement.MICRO_BATCHES)
+    state = placement.replicate(init_state(initialize(todo.model, todo.seed)), mesh)
     rooms = make_rooms(chosen, todo.model, cfg, mesh)
     compiled = update.lower(state, rooms, *batch).compile(parallel.compile_options(mesh))
     own = [state, rooms]
@@ -38,4 +38,4 @@ def prepare(spec: str) -> Step:
         return metrics.loss
 
     analysis = compiled.memory_analysis()
-    return Step(step, parallel.planned_bytes(compiled), analysis.temp_size_in_bytes)
+    return Step(step, memory.planned_bytes(compiled), analysis.temp_size_in_bytes)

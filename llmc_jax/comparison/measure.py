@@ -15,7 +15,7 @@ from llmc_jax.comparison.breakdown import OTHER, joined, needed, traced, with_fa
 from llmc_jax.contestant import Task, peak_bytes, reset_peak
 from llmc_jax.models import gpt2
 from llmc_jax.ops.op import Cost
-from llmc_jax.training import parallel
+from llmc_jax.training import memory, parallel
 from llmc_jax.training.step import in_factors
 
 WARMUP = 2  # steps
@@ -46,7 +46,7 @@ def measure(task: Task, *, steps: int) -> dict:
         compile_s=round(compile_s, 2),
         **timed,
         **used(task, statistics.median(timed["step_ms"]) / 1000, mesh.size, roofs),
-        planned_bytes=parallel.planned_bytes(compiled),
+        planned_bytes=memory.planned_bytes(compiled),
         ceilings=roofs,
         passes={
             name: dict(flop=cost.flop, bytes=cost.bytes, ms=by_pass.get(name))

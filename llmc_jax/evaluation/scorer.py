@@ -19,7 +19,7 @@ from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.models.lengths import padded_length
 from llmc_jax.ops import Ops, classifier
-from llmc_jax.training import parallel
+from llmc_jax.training import parallel, placement
 
 IGNORED = -1  # as a target
 
@@ -73,7 +73,7 @@ def make_scorer(
         params, scores = cast(params), [None] * len(rows)
 
         def collect(indices, results):
-            results = parallel.to_host(results)
+            results = placement.to_host(results)
             for place, index in enumerate(indices):
                 end = len(rows[index].tokens) - 1
                 of_row = [x[place, end - rows[index].scored : end] for x in results]
@@ -83,7 +83,8 @@ def make_scorer(
         batches = list(_batches(rows, size, model.maxT))
         for T, indices in tqdm(batches, leave=False, disable=None if progress else True):
             look()
-            arrays = parallel.split(_pad([rows[i] for i in indices], size, T), mesh, parallel.ROWS)
+            padded = _pad([rows[i] for i in indices], size, T)
+            arrays = placement.split(padded, mesh, placement.ROWS)
             dispatched = indices, step(params, *arrays)
             if pending:  # read while the next batch is computed
                 collect(*pending)

@@ -24,7 +24,7 @@ from etils import epath
 from llmc_jax.config import BadInput
 from llmc_jax.files import set_aside, sync
 from llmc_jax.models.gpt2 import Params
-from llmc_jax.training import arrays, manifest, parallel
+from llmc_jax.training import arrays, manifest, placement
 from llmc_jax.training.step import TrainState
 
 STEP_DIGITS = 8
@@ -122,7 +122,7 @@ class Checkpointer:
             self.wait()
         # Array by array: together they may not fit on one device.
         for copy, leaf in zip(jax.tree.leaves(self._copy), jax.tree.leaves(state), strict=True):
-            leaf = jax.block_until_ready(parallel.whole(leaf, copy.shape))
+            leaf = jax.block_until_ready(placement.whole(leaf, copy.shape))
             if self._writes:
                 _copy_to(copy, leaf)
         if self._writes:

@@ -5,13 +5,14 @@ from concurrent.futures import Future
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from llmc_jax.config import BadInput, ModelConfig, TrainConfig
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.models.initialize import initialize
-from llmc_jax.training import parallel, processes, zero
+from llmc_jax.training import placement, processes, zero
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.resume import open_weights
 from llmc_jax.training.step import TrainState, init_state, state_shapes
@@ -37,10 +38,10 @@ def make_state(
         return restored_state(model, cfg, checkpoints, start, mesh)
     if cfg.init_from:
         weights.append(weights_of_another_run(cfg, model))
-    place = partial(parallel.place_params, mesh=mesh, stage=zero.stage_in_force(cfg, mesh.size))
+    place = partial(placement.place_params, mesh=mesh, cfg=cfg)
     params = placed(weights, place) if weights else initialize(model, cfg.seed, place)
     m, v = zeros.result()
-    counters = parallel.replicate(init_state(())[3:], mesh)
+    counters = placement.replicate(init_state(())[3:], mesh)
     return TrainState(params, m, v, *counters)
 
 
@@ -53,23 +54,27 @@ def placed(weights: list[Params], place: Callable) -> Params:
     return structure.unflatten(params)
 
 
-def maker_of_moments(like: TrainState) -> Callable[[], tuple]:
-    """A compiled function that gives (m, v) of the shapes of `like`, which begin as zeros."""
-    makers = [parallel.maker_of_zeros(moments) for moments in (like.m, like.v)]
-    return lambda: tuple(make() for make in makers)
+def maker_of_moments(like: TrainState) -> Callable[[], tuple[Params, Params]]:
+    """A compiled function that gives (m, v), which begin as zeros, of the shapes, dtypes and
+    placement that `like` says (the same for both), made where they will be."""
+
+    def zeros():  # all in one program: it takes less long than one each
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like.m)
+
+    places = jax.tree.map(lambda x: x.sharding, like.m)
+    make = jax.jit(zeros, out_shardings=places).lower().compile()
+    return lambda: (make(), make())
 
 
 def restored_state(
     model: ModelConfig, cfg: TrainConfig, checkpoints: Checkpointer, start: int, mesh
 ) -> TrainState:
     """The state of the run's own checkpoint."""
-    like = state_like(model, cfg, mesh)
-    stage = zero.stage_in_force(cfg, mesh.size)
-    if stage or processes.several():
-        like = parallel.on_host(state_shapes(model))
-        state = parallel.place_state(checkpoints.restore_state(start, like), mesh, stage)
+    if zero.stage_in_force(cfg, mesh.size) or processes.several():
+        like = placement.host_like(state_shapes(model))
+        state = placement.place_state(checkpoints.restore_state(start, like), mesh, cfg)
     else:
-        state = checkpoints.restore_state(start, like)
+        state = checkpoints.restore_state(start, state_like(model, cfg, mesh))
     print(f"resuming {cfg.output_dir} at step {start}")
     return state
 
@@ -91,10 +96,9 @@ def weights_of_another_run(cfg: TrainConfig, model: ModelConfig) -> Params:
     """The parameters of --init_from. Raises BadInput as `find_weights` does."""
     checkpoints, step = find_weights(cfg, model)
     print(f"starting from the weights of {checkpoints.path(step)}")
-    return checkpoints.restore_params(step, parallel.on_host(gpt2.shapes(model)))
+    return checkpoints.restore_params(step, placement.host_like(gpt2.shapes(model)))
 
 
 def state_like(model: ModelConfig, cfg: TrainConfig, mesh) -> TrainState:
     """The state as shapes: all that compiling has to know of it."""
-    like = state_shapes(model)
-    return parallel.state_like(like, mesh, zero.stage_in_force(cfg, mesh.size))
+    return placement.state_like(state_shapes(model), mesh, cfg)

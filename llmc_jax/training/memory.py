@@ -22,7 +22,7 @@ from llmc_jax.config import ModelConfig, RunStopped, TrainConfig, wants_memory
 from llmc_jax.models import gpt2
 from llmc_jax.ops import Ops
 from llmc_jax.ops.op import size
-from llmc_jax.training import liveness, parallel, processes, zero
+from llmc_jax.training import liveness, parallel, placement, processes
 from llmc_jax.training.rooms import rooms_like
 from llmc_jax.training.step import state_shapes
 
@@ -55,19 +55,18 @@ def step_memory(
     virtual CPUs, at every stage of ZeRO, up to 7 % below XLA's plan with our kernels, from 3 %
     above to 21 % below with jnp.
     """
-    stage, mesh = zero.stage_in_force(cfg, devices), parallel.planned_mesh(devices)
-    like = state_shapes(model)
+    mesh = parallel.planned_mesh(devices)
     several = cfg.total_batch_size > cfg.batch_size * cfg.sequence_length * devices
     # two micro-batches are as many as any number, but for the tokens
     rows = cfg.batch_size * devices
-    batch = parallel.micro_batches_like((1 + several, rows, cfg.sequence_length), mesh)
+    batch = placement.micro_batches_like((1 + several, rows, cfg.sequence_length), mesh)
     mapped = parallel.map_train_step(ops, model, dataclasses.replace(cfg, mapper="shard_map"), mesh)
     # Of micro-batches in a loop, XLA lays all that the rooms have room for in them; so they need
     # not be there for the sum to be right, and what is in a loop is planned by itself.
     rooms = [] if several else rooms_like(ops, model, cfg, platform, devices)
-    arguments = (parallel.state_like(like, mesh, stage), rooms, batch, batch)
+    arguments = (placement.state_like(state_shapes(model), mesh, cfg), rooms, batch, batch)
     structure = jax.tree.structure(arguments)
-    jaxpr = parallel.of_one_device(mapped.trace(*arguments))
+    jaxpr = _of_one_device(mapped.trace(*arguments))
     constants = len(jaxpr.invars) - structure.num_leaves
     # of one device, where those of the mesh are in parts
     arguments = structure.unflatten(v.aval for v in jaxpr.invars[constants:])
@@ -82,6 +81,21 @@ def step_memory(
         total=size(arguments) + plan.peak,
         peak_in=plan.where or "the optimizer",
     )
+
+
+def _of_one_device(traced):
+    """The jaxpr that each device runs, of a mapped step that is traced. In front of the step's
+    arguments it may take constants."""
+    (mapped,) = traced.jaxpr.jaxpr.eqns
+    return mapped.params["jaxpr"]
+
+
+def planned_bytes(compiled) -> int:
+    """Memory that XLA plans for a compiled step: arguments, results that are not written over
+    them, and everything in between (its peak_memory_in_bytes leaves that out on the CPU)."""
+    memory = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
 
 
 def activations(ops: Ops, model: ModelConfig, cfg: TrainConfig) -> dict[str, int]:

@@ -21,7 +21,7 @@ from llmc_jax.config import ModelConfig, TrainConfig
 from llmc_jax.models import gpt2
 from llmc_jax.ops import Ops
 from llmc_jax.ops.op import size, uninitialized
-from llmc_jax.training import parallel
+from llmc_jax.training import parallel, placement
 from llmc_jax.training.step import in_factors
 from llmc_jax.training.zero import stage_in_force
 
@@ -75,7 +75,7 @@ def rooms_like(
 def placed_rooms_like(ops: Ops, model: ModelConfig, cfg: TrainConfig, mesh) -> list:
     """The step's rooms as shapes, on the mesh."""
     platform = mesh.devices.flat[0].platform
-    return parallel.replicated_like(rooms_like(ops, model, cfg, platform, mesh.size), mesh)
+    return placement.replicated_like(rooms_like(ops, model, cfg, platform, mesh.size), mesh)
 
 
 def maker_of_rooms(like: list[jax.ShapeDtypeStruct], mesh) -> Callable[[], list[jax.Array]]:

@@ -17,7 +17,7 @@ from llmc_jax.evaluation.harness import Harness, encode_pair
 from llmc_jax.interop import llmc
 from llmc_jax.models import gpt2
 from llmc_jax.trained import Opened, Trained
-from llmc_jax.training import parallel
+from llmc_jax.training import parallel, placement
 
 MODEL = ModelConfig(L=1, NH=2, C=32, maxT=16)
 TEXT = "The kettle boils and the woman pours the tea into two small cups by the window of the room."
@@ -39,7 +39,7 @@ def params():
 def harness(params):
     chosen, _ = ops.select("auto", "cpu")
     mesh = parallel.make_mesh()
-    trained = Trained(MODEL, parallel.replicate(params, mesh), "float32")
+    trained = Trained(MODEL, placement.replicate(params, mesh), "float32")
     return Harness(Opened(trained, mesh, chosen, 16, "float32"), batch_size=4)
 
 

@@ -16,7 +16,7 @@ from llmc_jax.evaluation.multiple_choice import Answer, accuracy, answer
 from llmc_jax.evaluation.scorer import Row, make_scorer
 from llmc_jax.interop.llmc_text import Example
 from llmc_jax.models import gpt2
-from llmc_jax.training import parallel
+from llmc_jax.training import parallel, placement
 from tests import tiny
 
 MODEL = dataclasses.replace(tiny.MODEL, maxT=33)
@@ -41,7 +41,7 @@ def scores(*, batch_size, spec="ffi", dtype="float32"):
     chosen, _ = ops.select(spec, "cpu")
     options = dict(batch_size=batch_size, likeliest=True)
     score = make_scorer(chosen, MODEL, dtype, mesh, **options)
-    found = score(parallel.replicate(params(), mesh), rows())
+    found = score(placement.replicate(params(), mesh), rows())
     return [np.concatenate(column) for column in zip(*found, strict=True)]
 
 

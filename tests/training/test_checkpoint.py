@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from llmc_jax.models.gpt2 import Block
-from llmc_jax.training import arrays, checkpoint, manifest, parallel
+from llmc_jax.training import arrays, checkpoint, manifest, parallel, placement
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.step import TrainState, state_shapes
 from tests import tiny
@@ -24,7 +24,7 @@ def make_state() -> TrainState:
     shapes = state_shapes(MODEL)
     leaves, tree = jax.tree.flatten(shapes)
     filled = [jnp.full(x.shape, number, x.dtype) for number, x in enumerate(leaves)]
-    return parallel.replicate(tree.unflatten(filled), parallel.make_mesh())
+    return placement.replicate(tree.unflatten(filled), parallel.make_mesh())
 
 
 def assert_equal_trees(a, b):
@@ -37,7 +37,7 @@ def test_state_and_parameters_come_back_as_they_were(tmp_path):
     state, run = make_state(), dict(config=dict(model="tiny"), loader=dict(position=7))
     with Checkpointer(tmp_path) as checkpoints:
         checkpoints.save(state, run, 3)
-    like = parallel.replicated_like(state, parallel.make_mesh())
+    like = placement.replicated_like(state, parallel.make_mesh())
     with Checkpointer(tmp_path) as checkpoints:
         assert checkpoints.newest() == 3 and checkpoints.steps() == [3]
         assert checkpoints.restore_run(3) == run
@@ -70,7 +70,7 @@ def test_what_orbax_alone_wrote_is_read(tmp_path):
     assert (folder / "state" / "manifest.ocdbt").exists()
     (folder / "run.json").write_text("{}")
     manifest.write(folder, without="unfinished")
-    like = parallel.replicated_like(state, parallel.make_mesh())
+    like = placement.replicated_like(state, parallel.make_mesh())
     assert_equal_trees(Checkpointer(tmp_path).restore_state(3, like), state)
     params = Checkpointer(tmp_path).restore_params(3, like.params)
     assert_equal_trees(params, state.params)
@@ -99,7 +99,7 @@ def test_a_restored_state_may_be_written_over(tmp_path):
     state = make_state()
     with Checkpointer(tmp_path) as checkpoints:
         checkpoints.save(state, {}, 3)
-    like = parallel.replicated_like(state, parallel.make_mesh())
+    like = placement.replicated_like(state, parallel.make_mesh())
     step = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf + 1, x), donate_argnums=0)
     restored = checkpoints.restore_state(3, like)
     before = pointers(restored)

@@ -14,7 +14,7 @@ from llmc_jax import ops
 from llmc_jax.config import ModelConfig, TrainConfig, model_config
 from llmc_jax.models import gpt2
 from llmc_jax.ops.op import size
-from llmc_jax.training import liveness, memory, parallel
+from llmc_jax.training import liveness, memory, parallel, placement
 from llmc_jax.training.initial_state import state_like
 from llmc_jax.training.rooms import placed_rooms_like
 from tests import tiny
@@ -32,7 +32,7 @@ def config(B: int, T: int, A: int = 1, **options) -> TrainConfig:
 
 
 def by_xla(chosen, model, cfg) -> int:
-    return parallel.planned_bytes(compiled(chosen, model, cfg))
+    return memory.planned_bytes(compiled(chosen, model, cfg))
 
 
 def compiled(chosen, model, cfg):
@@ -40,8 +40,7 @@ def compiled(chosen, model, cfg):
     mesh = parallel.make_mesh()
     rows = cfg.batch_size * mesh.size
     shape = (cfg.total_batch_size // (rows * cfg.sequence_length), rows, cfg.sequence_length)
-    batch = jax.ShapeDtypeStruct(shape, jnp.int32)
-    batch = parallel.split_like(batch, mesh, parallel.MICRO_BATCHES)
+    batch = placement.micro_batches_like(shape, mesh)
     mapped = parallel.map_train_step(chosen, model, cfg, mesh)
     rooms = placed_rooms_like(chosen, model, cfg, mesh)
     step = mapped.lower(state_like(model, cfg, mesh), rooms, batch, batch)

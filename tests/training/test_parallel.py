@@ -7,17 +7,15 @@ import json
 import math
 import subprocess
 import sys
-import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmc_jax import batches, config, ops, train
+from llmc_jax import config, ops, train
 from llmc_jax.config import BadInput
 from llmc_jax.models import gpt2
-from llmc_jax.training import parallel, processes, zero
+from llmc_jax.training import processes, zero
 from llmc_jax.training.rooms import rooms_like
 from tests import tiny
 
@@ -93,28 +91,6 @@ def test_each_stage_takes_its_eighth(curves):
         batch = 2 * 4 * 256 // 8
         assert 0 <= curves[name]["arguments"] - 4 * numbers - rest - batch < 1024, name
     assert curves["zero 2"]["temporary"] < 0.8 * curves["zero 1"]["temporary"]
-
-
-def test_own_rows_and_whole_of_one_device():
-    mesh = parallel.make_mesh()
-    assert parallel.own_rows(mesh, 6) == slice(0, 6)
-    x = jnp.arange(6.0).reshape(2, 3)
-    assert parallel.whole(x, (2, 3)) is x
-
-
-def test_every_process_reads_only_its_rows(monkeypatch):
-    """Two processes with two devices each; together their rows are those of one, in its order."""
-    cfg = tiny.config(batch_size=3, total_batch_size=2 * 3 * 4 * 16)
-    owners = [types.SimpleNamespace(process_index=number) for number in (0, 0, 1, 1)]
-    mesh = types.SimpleNamespace(size=4, devices=owners)
-    rows = []
-    for number in range(2):
-        monkeypatch.setattr(parallel.jax, "process_index", lambda number=number: number)
-        rows.append(batches.micro_batch_rows(cfg, mesh).tolist())
-    assert rows == [
-        [list(range(6)), list(range(12, 18))],
-        [list(range(6, 12)), list(range(18, 24))],
-    ]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from llmc_jax import ops
 from llmc_jax.config import model_config
-from llmc_jax.training import parallel, rooms
+from llmc_jax.training import memory, placement, rooms
 from tests import tiny
 from tests.training.test_memory import compiled, config
 from tests.training.test_step import batch, make_step
@@ -20,7 +20,7 @@ def planned(cfg, spec: str, monkeypatch, *, with_rooms: bool) -> tuple[int, int]
         monkeypatch.setattr(rooms, "rooms_like", lambda *_: [])
     step = compiled(ops.select(spec, "cpu")[0], D6, cfg)
     monkeypatch.undo()
-    return step.memory_analysis().temp_size_in_bytes, parallel.planned_bytes(step)
+    return step.memory_analysis().temp_size_in_bytes, memory.planned_bytes(step)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_numbers_do_not_depend_on_what_is_in_rooms(A):
         step, state, own, mesh = make_step(A, 4, "ffi")
         assert len(own) > 10
         own = [] if fill is None else [jax.numpy.full_like(room, fill) for room in own]
-        on_mesh = parallel.split(data, mesh, parallel.MICRO_BATCHES)
+        on_mesh = placement.split(data, mesh, placement.MICRO_BATCHES)
         for _ in range(2):
             state, own, metrics = step(state, own, *on_mesh)
         states.append(jax.device_get((state, metrics.loss)))

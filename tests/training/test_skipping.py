@@ -9,7 +9,7 @@ import pytest
 from llmc_jax import ops
 from llmc_jax.models.initialize import initialize
 from llmc_jax.ops.adamw import Hyper
-from llmc_jax.training import parallel
+from llmc_jax.training import parallel, placement
 from llmc_jax.training.outliers import WINDOW, Window
 from llmc_jax.training.step import init_state
 from tests import tiny
@@ -30,8 +30,8 @@ def run_step(spec="ffi", window=None, poison=False, **options):
         full = [Window(np.float32(window), np.int32(WINDOW)) for _ in range(2)]
         state = state._replace(losses=full[0], grad_norms=full[1])
     before = jax.device_get(state)
-    data = parallel.split(batch(1, 4), mesh, parallel.MICRO_BATCHES)
-    state, _, metrics = step(parallel.replicate(state, mesh), [], *data)
+    data = placement.split(batch(1, 4), mesh, placement.MICRO_BATCHES)
+    state, _, metrics = step(placement.replicate(state, mesh), [], *data)
     return before, jax.device_get(state), jax.device_get(metrics)
 
 

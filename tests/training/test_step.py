@@ -14,7 +14,7 @@ import pytest
 from llmc_jax import ops
 from llmc_jax.models import gpt2
 from llmc_jax.models.initialize import initialize
-from llmc_jax.training import parallel
+from llmc_jax.training import parallel, placement
 from llmc_jax.training.rooms import make_rooms
 from llmc_jax.training.step import init_state
 from tests import tiny
@@ -35,7 +35,7 @@ def make_step(A=1, B=4, spec="jnp", **options):
     sizes = dict(batch_size=B // mesh.size, sequence_length=T, total_batch_size=A * B * T)
     cfg = tiny.config(max_steps=10, **sizes, **options)
     chosen, _ = ops.select(spec, "cpu")
-    state = parallel.replicate(init_state(initialize(tiny.MODEL, 42)), mesh)
+    state = placement.replicate(init_state(initialize(tiny.MODEL, 42)), mesh)
     rooms = make_rooms(chosen, tiny.MODEL, cfg, mesh)
     return parallel.map_train_step(chosen, tiny.MODEL, cfg, mesh), state, rooms, mesh
 
@@ -43,7 +43,7 @@ def make_step(A=1, B=4, spec="jnp", **options):
 def run_steps(count=3, A=1, B=4, **options):
     """(params, [metrics]) after `count` steps on one batch of A * B sequences."""
     step, state, rooms, mesh = make_step(A, B, **options)
-    data = parallel.split(batch(A, B), mesh, parallel.MICRO_BATCHES)
+    data = placement.split(batch(A, B), mesh, placement.MICRO_BATCHES)
     metrics = []
     for _ in range(count):
         state, rooms, m = step(state, rooms, *data)
@@ -130,9 +130,10 @@ def test_gradients_are_accumulated_in_float32():
     step, state, rooms, mesh = make_step(A=64, dtype="bfloat16", adam_eps=EPS)
     inputs, targets = batch(1, 4)
     repeated = [np.repeat(x, 64, axis=0) for x in (inputs, targets)]
-    *_, many = step(state, rooms, *parallel.split(repeated, mesh, parallel.MICRO_BATCHES))
+    *_, many = step(state, rooms, *placement.split(repeated, mesh, placement.MICRO_BATCHES))
     step, state, rooms, mesh = make_step(dtype="bfloat16", adam_eps=EPS)
-    *_, once = step(state, rooms, *parallel.split([inputs, targets], mesh, parallel.MICRO_BATCHES))
+    single = placement.split([inputs, targets], mesh, placement.MICRO_BATCHES)
+    *_, once = step(state, rooms, *single)
     np.testing.assert_allclose(many.grad_norm, once.grad_norm, rtol=1e-5)
     np.testing.assert_allclose(many.loss, once.loss, rtol=1e-5)
 
@@ -141,7 +142,7 @@ def test_gradients_are_accumulated_in_float32():
 def test_the_state_is_donated(dtype, A):
     """Parameters, moments and rooms have their places: the program aliases all of them."""
     step, state, rooms, mesh = make_step(A, 4 // A, dtype=dtype, adam_eps=EPS)
-    data = parallel.split(batch(A, 4 // A), mesh, parallel.MICRO_BATCHES)
+    data = placement.split(batch(A, 4 // A), mesh, placement.MICRO_BATCHES)
     planned = step.lower(state, rooms, *data).compile().memory_analysis()
     assert planned.alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves((state, rooms)))
 
