@@ -104,7 +104,7 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
     milestones = Milestones(setup, place.start, logger, progress.message)
     greatest = parallel.map_greatest(mesh)
     agree, agree_to_stop = processes.Agreement(greatest), processes.Agreement(greatest)
-    stopping = all_done = False
+    all_done = False
     with (
         Stop(lambda: saver.newest) as stop,
         closing(train_batches(setup.train_data, cfg, mesh, start)) as batches,
@@ -118,21 +118,20 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
         for step in range(start, max(start, cfg.max_steps) + 1):
             alive(step)
             signal, by_clock = agree(stop.requested, saver.due_by_clock(step))
-            stopping = bool(signal) and step < cfg.max_steps
-            save_now = saver.due(step, by_clock)
             last = step >= cfg.max_steps
-            pause = milestones.due(step) or save_now or stopping or last or profile.turns_at(step)
+            signal = 0 if last else signal  # the run ends by itself
+            save_now = saver.due(step, by_clock)
+            pause = milestones.due(step) or save_now or signal or last or profile.turns_at(step)
             if pause:
                 report.catch_up()
             if where := profile.stop(step):
                 progress.message(where)
             refuse_bad_numbers(report, cfg, place.checkpoints)
-            if stopping:
+            if signal:
                 break
             if milestones.due(step):
                 rooms = None  # their memory is for what is done now
             if signal := milestones.reached(step, state, asked):
-                stopping = True
                 break
             saver.report_failure()
             if save_now:
@@ -143,7 +142,7 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
                 break
             # They may have taken long. (At the start there would be nothing to save.)
             if milestones.due(step) and step > start and (signal := asked()):
-                stopping = all_done = True
+                all_done = True
                 break
             if step == start:
                 startup.part("logs and validation")
@@ -162,7 +161,7 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
                 startup.part("first step")
                 progress.message(str(startup))
         progress.close()
-        if stopping:
+        if signal:
             refuse_bad_numbers(report, cfg, place.checkpoints, last=True)
             outcome = saver.stop(state, step, loop_done=all_done)
             print(f"stopped by {Stop.name(signal)} after step {step}/{cfg.max_steps}: {outcome}")
