@@ -159,17 +159,7 @@ def resolve(cfg: TrainConfig, train: TokenLoader, devices: int) -> TrainConfig:
     micro_batch = cfg.batch_size * cfg.sequence_length * devices
     total = micro_batch if cfg.total_batch_size == -1 else cfg.total_batch_size
     if total <= 0 or total % micro_batch:
-        below = max(0, total) // micro_batch * micro_batch
-        near = " and ".join(str(n) for n in (below, below + micro_batch) if n)
-        rows = total // (cfg.sequence_length * devices)
-        smaller = next((B for B in range(min(cfg.batch_size, rows), 0, -1) if rows % B == 0), 0)
-        whole_rows = smaller and rows * cfg.sequence_length * devices == total
-        raise BadInput(
-            f"--total_batch_size={total} is not a multiple of the {micro_batch} tokens of one "
-            f"micro-batch (--batch_size {cfg.batch_size} x --sequence_length "
-            f"{cfg.sequence_length} x {devices} devices); the nearest that work: {near}"
-            f"{f'; or --batch_size={smaller}' if whole_rows else ''}."
-        )
+        raise no_multiple(cfg, total, devices)
     max_steps = cfg.max_steps
     if max_steps == -1:
         max_steps = train.num_sequences * cfg.sequence_length // total
@@ -178,6 +168,32 @@ def resolve(cfg: TrainConfig, train: TokenLoader, devices: int) -> TrainConfig:
                 f"--train_data={cfg.train_data} is smaller than one step of {total} tokens; "
                 f"lower --total_batch_size or give --max_steps."
             )
+    refuse_alone(cfg)
+    cfg = dataclasses.replace(
+        cfg, model=canonical_model(cfg.model), total_batch_size=total, max_steps=max_steps
+    )
+    profiled_steps(cfg)
+    return cfg
+
+
+def no_multiple(cfg: TrainConfig, total: int, devices: int) -> BadInput:
+    """The error that `total` tokens are not whole micro-batches, with what would be."""
+    micro_batch = cfg.batch_size * cfg.sequence_length * devices
+    below = max(0, total) // micro_batch * micro_batch
+    near = " and ".join(str(n) for n in (below, below + micro_batch) if n)
+    rows = total // (cfg.sequence_length * devices)
+    smaller = next((B for B in range(min(cfg.batch_size, rows), 0, -1) if rows % B == 0), 0)
+    whole_rows = smaller and rows * cfg.sequence_length * devices == total
+    return BadInput(
+        f"--total_batch_size={total} is not a multiple of the {micro_batch} tokens of one "
+        f"micro-batch (--batch_size {cfg.batch_size} x --sequence_length "
+        f"{cfg.sequence_length} x {devices} devices); the nearest that work: {near}"
+        f"{f'; or --batch_size={smaller}' if whole_rows else ''}."
+    )
+
+
+def refuse_alone(cfg: TrainConfig) -> None:
+    """Raises BadInput for flags that do nothing without another."""
     if not cfg.output_dir:
         flags = ("resume", "checkpoint_every", "checkpoint_minutes", "major_checkpoint_every")
         for flag in flags:
@@ -191,11 +207,6 @@ def resolve(cfg: TrainConfig, train: TokenLoader, devices: int) -> TrainConfig:
     if not cfg.resume and (cfg.resume_step != -1 or cfg.reschedule):
         flag = "reschedule" if cfg.reschedule else "resume_step"
         raise BadInput(f"--{flag} is for a run that is continued; add --resume.")
-    cfg = dataclasses.replace(
-        cfg, model=canonical_model(cfg.model), total_batch_size=total, max_steps=max_steps
-    )
-    profiled_steps(cfg)
-    return cfg
 
 
 def place_after(setup: Setup, step: int) -> tuple[int, int]:
