@@ -1,6 +1,7 @@
 """The measurements as one picture (PNG): speed, use of the device, memory, and time by op."""
 
 import io
+from collections import Counter
 
 import matplotlib
 
@@ -55,14 +56,11 @@ def bars(axes, names: list[str] | None, values: list[float], label: str, form: s
 
 def shares(axes, records: list[dict]) -> None:
     """Of each measurement's traced time, the share of each op, both ways together."""
-    by_op = [op_shares(r) for r in records]
-    order = sorted(
-        {op for one in by_op for op in one}, key=lambda op: -sum(o.get(op, 0) for o in by_op)
-    )
+    by_op, order = op_shares(records)
     colours = plt.get_cmap("tab20").colors
     left = [0.0] * len(records)
     for i, op in enumerate(order):
-        widths = [one.get(op, 0) for one in by_op]
+        widths = [one[op] for one in by_op]
         axes.barh(
             range(len(records)), widths, left=left, height=0.6, label=op, color=colours[i % 20]
         )
@@ -78,12 +76,13 @@ def shares(axes, records: list[dict]) -> None:
         )
 
 
-def op_shares(r: dict) -> dict[str, float]:
-    """Op -> percent of the traced time; {} where there is no trace."""
-    total = sum(ms or 0 for _, ms, _ in passes(r))
-    sums: dict[str, float] = {}
-    for name, ms, _ in passes(r):
-        if ms:
-            op = name.partition(".")[0]
-            sums[op] = sums.get(op, 0) + 100 * ms / total
-    return sums
+def op_shares(records: list[dict]) -> tuple[list[Counter], list[str]]:
+    """Of each measurement, op -> percent of the traced time, if there is a trace; and all ops, the
+    most expensive first."""
+    by_op = [Counter() for _ in records]
+    for r, sums in zip(records, by_op, strict=True):
+        total = sum(ms or 0 for _, ms, _ in passes(r))
+        for name, ms, _ in passes(r):
+            if ms:
+                sums[name.partition(".")[0]] += 100 * ms / total
+    return by_op, [op for op, _ in sum(by_op, Counter()).most_common()]

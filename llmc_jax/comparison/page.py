@@ -73,9 +73,7 @@ def width(x: float, known: list[float], log: bool) -> float:
 
 def shares(records: list[dict]) -> str:
     """Where the traced time of each measurement goes."""
-    by_op = [op_shares(r) for r in records]
-    names = {op for one in by_op for op in one}
-    order = sorted(names, key=lambda op: -sum(one.get(op, 0) for one in by_op))
+    by_op, order = op_shares(records)
     if not order:
         return ""
     legend = "".join(
