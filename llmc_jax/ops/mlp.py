@@ -63,17 +63,11 @@ def native_forward(inp, fcw, fcb, fcprojw, fcprojb):
     return out, Saved(saved.fch, None)
 
 
-def native_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
-    """`backward` as a kernel, with room for fch_gelu and, in the place of fch, dfch."""
-    return _native_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb, in_factors=False)
+def native_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb, *, in_factors=False):
+    """`backward` as a kernel, with room for fch_gelu and, in the place of fch, dfch.
 
-
-def native_backward_in_factors(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
-    """The same, which leaves dfcw and dfcprojw out."""
-    return _native_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb, in_factors=True)
-
-
-def _native_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb, *, in_factors):
+    in_factors: it leaves dfcw and dfcprojw out.
+    """
     fch = saved.fch
     if fch is None:
         fch, _ = matmul.IMPLEMENTATIONS["ffi"].forward(inp, fcw, after(fcb, dout))
@@ -120,7 +114,7 @@ IMPLEMENTATIONS = {
         native_forward,
         native_backward,
         rounds_weights=True,
-        backward_in_factors=native_backward_in_factors,
+        backward_in_factors=partial(native_backward, in_factors=True),
     ),
     "cuda": Op(partial(forward, linear=matmul.rounded_forward), cuda_backward),
 }
