@@ -14,8 +14,8 @@ class Spec(NamedTuple):
     """One input of an op.
 
     kind: "tensor" has the dtype under test, "vector" its accumulation dtype; both get a gradient.
-    "tokens" are int32 below `below`, "targets" the same with some -1; "constant" is float32 and
-    without a gradient.
+    "tokens" are int32 below `below`, "targets" the same with some -1; "constant" has the
+    accumulation dtype and no gradient.
     """
 
     kind: str
@@ -56,7 +56,8 @@ def make_inputs(case: Case, dtype, seed: int = 0) -> list:
     """Random inputs for `case`; values of a tensor are exact in bfloat16, so that the same case in
     another dtype is the same problem."""
     rng = np.random.default_rng(seed)
-    return [_make(spec, dtype, rng) for spec in case.inputs]
+    likes = shapes(case, dtype)
+    return [_make(spec, like.dtype, rng) for spec, like in zip(case.inputs, likes, strict=True)]
 
 
 def _make(spec: Spec, dtype, rng):
@@ -64,13 +65,9 @@ def _make(spec: Spec, dtype, rng):
         tokens = rng.integers(0, spec.below, spec.shape).astype(np.int32)
         if spec.kind == "targets":
             tokens = np.where(rng.random(spec.shape) < 0.3, -1, tokens)
-        return jnp.asarray(tokens, jnp.int32)
+        return jnp.asarray(tokens, dtype)
     # in numpy, for which nothing is compiled
     values = rng.normal(size=spec.shape).astype(np.float32).astype(jnp.bfloat16)
-    if spec.kind == "constant":
-        dtype = jnp.promote_types(jnp.float32, accumulation_dtype(dtype))
-    elif spec.kind == "vector":
-        dtype = accumulation_dtype(dtype)
     return jnp.asarray(values.astype(dtype))
 
 
@@ -140,7 +137,8 @@ def uses(model: ModelConfig, B: int, T: int) -> dict[str, Use]:
 
 def shapes(case: Case, dtype) -> list[jax.ShapeDtypeStruct]:
     """Shape and dtype of the inputs that `make_inputs` makes."""
-    dtypes = dict(tensor=dtype, vector=accumulation_dtype(dtype), constant=jnp.float32)
+    wide = accumulation_dtype(dtype)
+    dtypes = dict(tensor=dtype, vector=wide, constant=wide)
     return [jax.ShapeDtypeStruct(s.shape, dtypes.get(s.kind, jnp.int32)) for s in case.inputs]
 
 
