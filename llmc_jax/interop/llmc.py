@@ -5,6 +5,7 @@ its padded rows. Reference: llm.c train_gpt2.py (write_model, write_state) and t
 (gpt2_build_from_checkpoint).
 """
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,7 +128,9 @@ def check_size(path: str | Path, expected: int) -> None:
 
 def split_tensors(numbers: np.ndarray, cfg: ModelConfig) -> Params:
     """The parameters as views of `numbers`, which holds them one after another in file order."""
-    wte, wpe, *stacked, lnfw, lnfb = _views(numbers, _shapes(cfg))
+    shapes = _shapes(cfg)
+    parts = np.split(numbers, np.cumsum([math.prod(shape) for shape in shapes])[:-1])
+    wte, wpe, *stacked, lnfw, lnfb = map(np.reshape, parts, shapes)
     blocks = tuple(Block(*(tensor[layer] for tensor in stacked)) for layer in range(cfg.L))
     return Params(wte, wpe, blocks, lnfw, lnfb)
 
@@ -152,11 +155,3 @@ def _shapes(cfg: ModelConfig) -> list[tuple[int, ...]]:
     shapes = gpt2.shapes(cfg)
     stacked = [(cfg.L, *tensor.shape) for tensor in shapes.block[0]]
     return [shapes.wte.shape, shapes.wpe.shape, *stacked, shapes.lnfw.shape, shapes.lnfb.shape]
-
-
-def _views(numbers: np.ndarray, shapes: list[tuple[int, ...]]) -> Iterator[np.ndarray]:
-    begin = 0
-    for shape in shapes:
-        end = begin + int(np.prod(shape))
-        yield numbers[begin:end].reshape(shape)
-        begin = end
