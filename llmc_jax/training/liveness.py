@@ -150,7 +150,7 @@ def _place_in_donated(instructions, over: dict[Buffer, Buffer], sizes, copied) -
 
 def _sweep(instructions, copied: list[Buffer], placed: set[Buffer]) -> Plan:
     """The moment when most is alive."""
-    alive = {b for b in copied}
+    alive = set(copied)
     best = Plan(0, "")
     for i, instruction in enumerate(instructions):
         writes = [b for b in instruction.writes if b not in placed]
@@ -162,6 +162,5 @@ def _sweep(instructions, copied: list[Buffer], placed: set[Buffer]) -> Plan:
             now -= writes[0].size
         if now > best.peak:
             best = Plan(now, instruction.writes[0].made_by if instruction.writes else "")
-        alive = (alive | set(writes)) - dying
-        alive = {b for b in alive if b.last > i}
+        alive = {b for b in alive | set(writes) if b.last > i}
     return best
