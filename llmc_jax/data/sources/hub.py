@@ -51,7 +51,7 @@ def fetch(remote: Remote, pattern: str, into: Path, *, names: list[str] | None =
     try:
         listing = _listing(remote, into)
     except Unreachable as error:
-        return _by_hand(remote, pattern, into, names, error)
+        return _fetched_by_hand(remote, pattern, into, names, error)
     chosen = [f for f in listing.files if fnmatch(f["file"], pattern)]
     if names is not None:
         chosen = [f for f in chosen if f["file"] in names]
@@ -65,7 +65,7 @@ def fetch(remote: Remote, pattern: str, into: Path, *, names: list[str] | None =
     return list(zip(paths, chosen, strict=True))
 
 
-def _by_hand(remote, pattern, into, names, error):
+def _fetched_by_hand(remote, pattern, into, names, error):
     """What lies in `into` already, and has been fetched by hand."""
     paths = [path for path in sorted(into.glob(pattern)) if names is None or path.name in names]
     if not paths or (names is not None and len(paths) < len(names)):
