@@ -107,9 +107,8 @@ def check(cfg: EvaluateConfig) -> None:
     for name in names:
         if name not in TASKS:
             raise BadInput(f"--tasks has '{name}'; the tasks are {', '.join(TASKS)}.")
-    given = dict(loss=cfg.val_data, hellaswag=cfg.hellaswag, mmlu=cfg.mmlu)
     for name, flag in dict(loss="val_data", hellaswag="hellaswag", mmlu="mmlu").items():
-        if given[name] and name not in names:
+        if getattr(cfg, flag) and name not in names:
             raise BadInput(f"--{flag} is given, but --tasks={cfg.tasks} has no {name}; add it.")
     if cfg.val_batches == 0:
         raise BadInput("--val_batches=0 is no batch; leave the loss out of --tasks.")

@@ -11,18 +11,14 @@ import sys
 from llmc_jax import program, screen
 from llmc_jax.config import BadInput, TrainConfig
 
+ONE_PROCESS = "one process drives all devices of a machine; see --num_processes for more"
 # Letters of llm.c that have no flag here, and why.
 NO_COUNTERPART = {
     "-lg": "the GPU's own counters are not logged; nvidia-smi dmon shows them",
     "-f": "XLA chooses how float32 is multiplied; JAX's default_matmul_precision says otherwise",
     "-w": "master weights are always float32",
     "-ge": "the kernels of --ops decide what they fuse",
-    "-pn": "one process drives all devices of a machine; see --num_processes for more",
-    "-pr": "one process drives all devices of a machine; see --num_processes for more",
-    "-pg": "one process drives all devices of a machine; see --num_processes for more",
-    "-pi": "one process drives all devices of a machine; see --num_processes for more",
-    "-ps": "one process drives all devices of a machine; see --num_processes for more",
-    "-pf": "one process drives all devices of a machine; see --num_processes for more",
+    **dict.fromkeys(("-pn", "-pr", "-pg", "-pi", "-ps", "-pf"), ONE_PROCESS),
 }
 
 HELP = ("--help", "-help", "-?")  # -h is a letter of llm.c's

@@ -23,15 +23,7 @@ TIMEOUT_S = 60  # without a byte
 FIRST_WAIT_S = 1.0  # before the second try; each further wait is twice as long
 LONGEST_WAIT_S = 60.0
 CHUNK = 1 << 20  # bytes read at once
-TRY_AGAIN = {
-    408,
-    425,
-    429,
-    500,
-    502,
-    503,
-    504,
-}  # what a server says that may soon say another thing
+TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}  # said by a server that may soon say another thing
 
 
 class Unreachable(Exception):
