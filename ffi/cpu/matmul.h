@@ -133,8 +133,8 @@ void MlpForward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* inp,
                 T* fch_gelu) {
   Linear(threads, N, C, H, inp, fcw, [&](const Tile& tile) {
     StreamTile(tile, H, {fch, fch_gelu}, [&](int64_t, int64_t h, Vec v, auto some) {
-      const Vec x = Rounded<T>(v + LoadUpTo(fcb + h, some));
-      return Vecs<2>{x, x * GeluSigmoid<T>(x)};
+      const Vec rounded = Rounded<T>(v + LoadUpTo(fcb + h, some)), x = GeluDomain(rounded);
+      return Vecs<2>{rounded, x * GeluSigmoid<T>(x)};
     });
   });
   MatmulForward(threads, N, H, C, fch_gelu, fcprojw, fcprojb, out);
@@ -150,7 +150,7 @@ void MlpBackward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* fch
       [&](const Tile& tile) {
         TileOf<T> fch_tile(tile, fch, H);
         StreamTile(tile, H, {fch_gelu, dfch}, [&](int64_t n, int64_t h, Vec dgelu, auto) {
-          const Vec x = fch_tile.Get(n, h), s = GeluSigmoid<T>(x);
+          const Vec x = GeluDomain(fch_tile.Get(n, h)), s = GeluSigmoid<T>(x);
           return Vecs<2>{x * s, dgelu * GeluSlope(x, s)};
         });
       },

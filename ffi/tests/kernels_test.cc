@@ -183,6 +183,7 @@ void TestMlpForward(Driver& driver, int64_t N, int64_t C, int64_t H) {
   auto inp = random.Numbers<T>(N * C);
   auto fcw = random.Numbers<W>(H * C), fcprojw = random.Numbers<W>(C * H);
   auto fcb = random.Numbers<float>(H), fcprojb = random.Numbers<float>(C);
+  fcb[0] = -1e13f, fcb[1] = -3e38f;  // whose gelu is 0
   Matrix x = MatrixOf(inp, N, C), fcb_row = MatrixOf(fcb, 1, H);
   Matrix want_fch = WithWeights<T, W>(
       MatrixOf(fcw, H, C), [&](const Matrix& w) { return Linear(x, w, fcb_row); });
@@ -211,6 +212,7 @@ void TestMlpBackward(Driver& driver, int64_t N, int64_t C, int64_t H) {
   Random random;
   auto inp = random.Numbers<T>(N * C), dout = random.Numbers<T>(N * C);
   auto fch = random.Numbers<T>(N * H, /*size=*/12);
+  Assign(-1e13, &fch[0]), Assign(-3e38, &fch[1]);  // whose slopes are 0
   auto fcw = random.Numbers<W>(H * C), fcprojw = random.Numbers<W>(C * H);
   Matrix x = MatrixOf(inp, N, C), dy = MatrixOf(dout, N, C);
   Matrix want_dfch = WithWeights<T, W>(
