@@ -17,6 +17,11 @@ namespace hopper {
 namespace {
 
 constexpr int kHS = 64, kKeys = 128, kOwn = kKeys / kConsumers, kQueries = 64, kStages = 4;
+// The second warpgroup passes over the first tile of queries without a wait, and of a barrier that
+// is a whole phase behind a wait would see nothing. With four stages, before it waits for a tile in
+// the same place there are two that both warpgroups have; for one of them it waits for the first
+// warpgroup, and that has waited for all tiles before.
+static_assert(kStages >= 4);
 
 template <typename T>
 struct alignas(1024) BackwardShared {

@@ -198,6 +198,10 @@ void TestHopper() {
   TestAttention<bf16>({2, 130, 1, 64});
   TestAttention<bf16>({1, 200, 2, 64});
   TestAttention<bf16>({1, 130, 1, 128});
+  // Blocks with more tiles than there is room for at once, where one warpgroup has fewer of them.
+  TestAttention<bf16>({2, 100, 6, 64});
+  TestAttention<bf16>({2, 150, 6, 64});
+  TestAttention<bf16>({1, 150, 6, 128});
 }
 
 }  // namespace llmc::cuda::test
