@@ -1,6 +1,7 @@
 // What the instructions of cuda/hopper.cuh do, on the host.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <map>
@@ -12,7 +13,7 @@ namespace llmc::cuda::ptx {
 // ---- Barriers.
 
 struct alignas(8) Barrier {
-  uint32_t phase : 1, arrivals : 15, to_arrive : 16;
+  uint32_t phase : 1, fenced : 1, arrivals : 14, to_arrive : 16;
   int32_t bytes;  // announced and not there yet
 
   void EndPhase() {
@@ -25,15 +26,20 @@ static_assert(sizeof(Barrier) == 8, "as large as the hardware's");
 
 inline void CheckBarrier(const Barrier* barrier) {
   CheckShared(barrier, 8, 8);
-  if (barrier->arrivals == 0x7fff) emulator::Fail("a barrier that was not initialised");
+  if (barrier->arrivals == 0x3fff) emulator::Fail("a barrier that was not initialised");
 }
 inline void BarrierInit(Barrier* barrier, int arrivals) {
   CheckShared(barrier, 8, 8);
   barrier->phase = 0;
   barrier->arrivals = barrier->to_arrive = arrivals;
   barrier->bytes = 0;
+  barrier->fenced = 0;
+  emulator::thread->initialised.push_back(barrier);
 }
-inline void FenceBarrierInit() {}
+inline void FenceBarrierInit() {
+  for (void* barrier : emulator::thread->initialised) static_cast<Barrier*>(barrier)->fenced = 1;
+  emulator::thread->initialised.clear();
+}
 inline void BarrierArriveExpecting(Barrier* barrier, int bytes) {
   CheckBarrier(barrier);
   if (barrier->to_arrive == 0) emulator::Fail("more arrive at a barrier than it has room for");
@@ -58,7 +64,20 @@ void MoreRegisters() {}
 
 // ---- The copy engine.
 
-inline void FenceProxyAsync() {}
+inline void FenceProxyAsync() {
+  emulator::Thread& mine = *emulator::thread;
+  for (uint32_t at : mine.stored) {
+    int& unfenced = emulator::block->unfenced[at];
+    if (unfenced == mine.number + 1) unfenced = 0;
+  }
+  mine.stored.clear();
+}
+// That no thread stored what the copy engine or a product is to use, without a fence.
+inline void CheckFenced(uint32_t address, size_t bytes) {
+  auto first = emulator::block->unfenced.begin() + address / 4;
+  if (std::any_of(first, first + bytes / 4, [](int thread) { return thread; }))
+    emulator::Fail("a tile that was stored without a fence");
+}
 
 struct TensorMap {
   unsigned char* data;
@@ -106,7 +125,9 @@ inline void Prefetch(const TensorMap&) {}
 inline void LoadBox(void* tile, const TensorMap& map, Barrier* barrier, int x, int y, int z,
                     int w) {
   CheckBarrier(barrier);
+  if (!barrier->fenced) emulator::Fail("a barrier that was initialised without a fence");
   CheckShared(tile, map.Bytes(), 1024);
+  CheckFenced(SharedAddress(tile), map.Bytes());
   // What is on its way is neither the old nor the new contents.
   std::memset(tile, 0xff, map.Bytes());
   emulator::Later([=] {
@@ -120,6 +141,7 @@ inline void LoadBox(void* tile, const TensorMap& map, Barrier* barrier, int x, i
 }
 inline void StoreBox(const TensorMap& map, const void* tile, int x, int y, int z, int w) {
   CheckShared(tile, map.Bytes(), 1024);
+  CheckFenced(SharedAddress(tile), map.Bytes());
   emulator::thread->stores.Add([=] {
     map.ForEach({x, y, z, w}, [&](unsigned char* number, uint32_t at) {
       if (number) std::memcpy(number, static_cast<const unsigned char*>(tile) + at, 2);
@@ -183,6 +205,7 @@ float OperandNumber(uint64_t operand, int outer, int inner, bool outer_first) {
   at ^= (at >> 7 & 7) << 4;
   const emulator::Block& block = *emulator::block;
   if (at + 2 > block.shared_size) emulator::Fail("an operand that is not in shared memory");
+  CheckFenced(at, 4);
   uint16_t bits;
   std::memcpy(&bits, block.shared + at, 2);
   return ToFloat(T{bits});

@@ -191,6 +191,7 @@ void RunBlock(std::mt19937& random) {
 
 void PrepareBlock(Block& b) {
   std::memset(b.shared, 0xff, b.shared_size);
+  b.unfenced.assign(b.shared_size / 4 + 1, 0);
   for (size_t i = 0; i < b.threads.size(); ++i) {
     Thread& t = b.threads[i];
     t = Thread();

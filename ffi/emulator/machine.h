@@ -4,8 +4,9 @@
 //
 // What it finds: wrong indices (with AddressSanitizer), wrong masks and tails, fragments and
 // swizzles that do not fit together, values read before they are written (shared memory starts as
-// NaN), barriers that never open, waits that were left out (see Schedule). What it cannot find:
-// missing fences, races between threads that do not pass a barrier, spilled registers, slowness.
+// NaN), barriers that never open, waits that were left out (see Schedule), and fences, where the
+// copy engine or a product reads what a thread stored. What it cannot find: races between threads
+// that do not pass a barrier, spilled registers, slowness.
 #pragma once
 
 #include <cstdint>
@@ -71,6 +72,9 @@ struct Thread {
   Groups copies;  // of cp.async
   Groups stores;  // of bulk copies out of shared memory
   std::shared_ptr<void> products;  // of its warpgroup: see hopper.h
+  // What it stored in shared memory, by 4 bytes, and barriers that it initialised: until its fence.
+  std::vector<uint32_t> stored;
+  std::vector<void*> initialised;
   void* stack_pointer = nullptr;
   void* sanitizer_stack = nullptr;
 };
@@ -79,6 +83,7 @@ struct Block {
   Dim3 index, size, grid;
   unsigned char* shared = nullptr;  // aligned to 1024 bytes
   size_t shared_size = 0;
+  std::vector<int> unfenced;  // of each 4 bytes of it: 1 + the thread in whose `stored` they are
   std::vector<Thread> threads;
   std::vector<Meeting> warps, warpgroups;
   Barrier barriers[16];

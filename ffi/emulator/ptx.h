@@ -91,6 +91,10 @@ void Mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 inline void StoreShared(uint32_t shared, uint32_t both) {
   CheckShared(AtSharedAddress(shared), 4, 4);
   std::memcpy(AtSharedAddress(shared), &both, 4);
+  emulator::Thread& mine = *emulator::thread;
+  int& unfenced = emulator::block->unfenced[shared / 4];
+  if (unfenced != mine.number + 1) mine.stored.push_back(shared / 4);
+  unfenced = mine.number + 1;
 }
 
 template <int kBytes>

@@ -15,7 +15,24 @@ struct alignas(1024) Room {
   ptx::Barrier full;
 };
 
-enum Mistake { kNone, kNoBarrier, kNoProductWait, kNoFence, kEarlyOverwrite, kNoStoreWait };
+enum Mistake {
+  kNone,
+  kNoBarrier,
+  kNoProductWait,
+  kNoFence,
+  kNoInitFence,
+  kNoProxyFence,
+  kEarlyOverwrite,
+  kNoStoreWait
+};
+
+// Stores what is there again, a number of 4 bytes a thread, for products and the copy engine.
+void StoreAgain(const void* tile, Mistake mistake) {
+  uint32_t both;
+  std::memcpy(&both, static_cast<const char*>(tile) + 4 * threadIdx.x, 4);
+  ptx::StoreShared(ptx::SharedAddress(tile) + 4 * threadIdx.x, both);
+  if (mistake != kNoProxyFence) ptx::FenceProxyAsync();
+}
 
 // c = a b, 64 x N x 64; columns_a and rows_b: see ptx::Product.
 template <bool kColumnsA, bool kRowsB, bool kRegistersA>
@@ -23,7 +40,7 @@ void Multiply(ptx::TensorMap a, ptx::TensorMap b, float* c, Mistake mistake) {
   constexpr int kN = kRowsB ? 64 : 128;
   auto& room = SharedMemory<Room>();
   if (threadIdx.x == 0) ptx::BarrierInit(&room.full, 1);
-  ptx::FenceBarrierInit();
+  if (mistake != kNoInitFence) ptx::FenceBarrierInit();
   __syncthreads();
   if (threadIdx.x >= ptx::kWarpgroup) {
     if (threadIdx.x != ptx::kWarpgroup) return;
@@ -33,6 +50,8 @@ void Multiply(ptx::TensorMap a, ptx::TensorMap b, float* c, Mistake mistake) {
     return;
   }
   if (mistake != kNoBarrier) ptx::BarrierWait(&room.full, 0);
+  StoreAgain(room.b, mistake);
+  ptx::NamedBarrierSync(1, ptx::kWarpgroup);
   float d[kN / 2];
   uint32_t fragment[4][4];
   int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
@@ -105,7 +124,8 @@ struct MultiplyProblem {
       emulator::SetSchedule(schedule);
       if (!Right(kNone)) Fail("wgmma", name + " is wrong");
     }
-    for (Mistake mistake : {kNoBarrier, kNoProductWait, kNoFence, kEarlyOverwrite}) {
+    for (Mistake mistake : {kNoBarrier, kNoProductWait, kNoFence, kNoInitFence, kNoProxyFence,
+                            kEarlyOverwrite}) {
       bool always_right = true;
       for (unsigned schedule : {0u, 1u, 2u}) {
         emulator::SetSchedule(schedule);
@@ -128,6 +148,7 @@ void CopyBox(ptx::TensorMap in, ptx::TensorMap out, int first, Mistake mistake) 
     ptx::LoadBox(room.a, in, &room.full, 0, 0, first, 0);
     ptx::BarrierWait(&room.full, parity);
   }
+  StoreAgain(room.a, mistake);
   ptx::StoreBox(out, room.a, 0, 0, first, 0);
   ptx::StoreCommit();
   if (mistake != kNoStoreWait) ptx::StoreWait();
@@ -151,6 +172,15 @@ void TestCopies() {
            kNone);
     std::memcpy(rows.data(), &out[64 * 64], 16 * 64 * sizeof(bf16));
     Expect("copies", rows, want, 0);
+    std::string said;
+    try {
+      Launch(Kernel<CopyBox>, 1, 32, sizeof(Room), nullptr, map(in.data()), map(out.data()), 64,
+             kNoProxyFence);
+    } catch (const std::exception& error) {
+      said = error.what();
+    }
+    if (said.find("stored without a fence") == std::string::npos)
+      Fail("copies", "said '" + said + "' of a store without a fence");
     if (emulator::Schedule() == 0) return;
     Buffer<bf16> nothing(80 * 64);
     Launch(Kernel<CopyBox>, 1, 32, sizeof(Room), nullptr, map(in.data()), map(nothing.data()), 64,
