@@ -92,11 +92,7 @@ __host__ __device__ inline bool Aligned16(const void* p) {
 
 // Bytes of shared memory that a block may have on the device in use.
 #ifdef LLMC_EMULATED
-inline int SharedMemoryLimit() {
-  int architecture = Architecture();
-  return architecture == 80 ? 163 << 10 : architecture == 90 || architecture == 100 ? 227 << 10
-                                                                                    : 99 << 10;
-}
+inline int SharedMemoryLimit() { return emulator::SharedMemoryLimit(); }
 #else
 inline int SharedMemoryLimit() {
   int device = 0, bytes = 0;

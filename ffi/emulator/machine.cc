@@ -211,11 +211,19 @@ void SetSchedule(unsigned s) { schedule = s; }
 unsigned Schedule() { return schedule; }
 void SetArchitecture(int a) { architecture = a; }
 int Architecture() { return architecture; }
+int SharedMemoryLimit() {
+  return architecture == 80 ? 163 << 10 : architecture == 90 || architecture == 100 ? 227 << 10
+                                                                                    : 99 << 10;
+}
 
 void Run(Dim3 grid, Dim3 threads, size_t shared_size, const std::function<void()>& body) {
   size_t count = size_t{threads.x} * threads.y * threads.z;
   if (count == 0 || count > 1024) throw std::runtime_error("emulator: invalid number of threads");
-  if (shared_size > 227 * 1024) throw std::runtime_error("emulator: too much shared memory");
+  if (shared_size > static_cast<size_t>(SharedMemoryLimit()))
+    throw std::runtime_error("emulator: too much shared memory");
+  if (grid.x == 0 || grid.x > 0x7fffffff || grid.y == 0 || grid.y > 65535 || grid.z == 0 ||
+      grid.z > 65535)
+    throw std::runtime_error("emulator: invalid number of blocks");
   void* shared = nullptr;
   if (posix_memalign(&shared, 1024, shared_size)) throw std::bad_alloc();
   std::unique_ptr<void, void (*)(void*)> memory(shared, std::free);

@@ -35,6 +35,7 @@ unsigned Schedule();
 // The compute capability that launchers see, as 80 or 90.
 void SetArchitecture(int architecture);
 int Architecture();
+int SharedMemoryLimit();  // bytes that a block of that may have
 
 // Threads that do something together: the last one to come does it for all.
 struct Meeting {
