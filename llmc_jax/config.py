@@ -5,6 +5,7 @@ Below everything else: no JAX import here.
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -31,6 +32,15 @@ class BadInput(ValueError):
 def wants_memory(error: Exception) -> bool:
     """Whether it says that memory is not enough, in the way of NumPy or of XLA."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def refused_path(error: Exception) -> str:
+    """What the system says of a file that this user may not look for, or whose name is too long, as
+    a sentence; '' for any other error."""
+    why = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+    if not (isinstance(error, OSError) and error.errno in why and error.filename):
+        return ""
+    return f"{error.filename} cannot be used: {error.strerror}; mend that, or name another."
 
 
 def not_saved(flag: str, step: int, where: str | Path, steps: list[int]) -> BadInput:

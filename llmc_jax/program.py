@@ -10,7 +10,14 @@ from functools import partial
 from absl import app, flags, logging
 
 from llmc_jax import interrupt, screen
-from llmc_jax.config import BadInput, RunStopped, TrainConfig, from_home, wants_memory
+from llmc_jax.config import (
+    BadInput,
+    RunStopped,
+    TrainConfig,
+    from_home,
+    refused_path,
+    wants_memory,
+)
 
 
 def define_flags(config_class: type, module: str) -> None:
@@ -77,10 +84,10 @@ def run(
 def ended(main: Callable[[], int | None], *, starting: str = "") -> int | None:
     """What main() returns, with all that it printed written; or the status of how it ended.
 
-    1 for RunStopped and where memory is not enough, 2 for BadInput, 130 when interrupted, 141 where
-    who read standard output has gone, as the shell has it of programs that SIGPIPE ends. starting:
-    of a main that takes over signals (interrupt.py), what is said of one that comes before, and
-    ends the process at once.
+    1 for RunStopped and where memory is not enough, 2 for BadInput and a path that the system
+    refuses, 130 when interrupted, 141 where who read standard output has gone, as the shell has it
+    of programs that SIGPIPE ends. starting: of a main that takes over signals (interrupt.py), what
+    is said of one that comes before, and ends the process at once.
     """
     try:
         try:
@@ -103,6 +110,9 @@ def ended(main: Callable[[], int | None], *, starting: str = "") -> int | None:
         if interrupt.caused(error):
             print("interrupted", file=sys.stderr)
             return 130
+        if refused := refused_path(error):  # of pathlib's exists() and is_dir(), too
+            print(f"error: {refused}", file=sys.stderr)
+            return 2
         if not wants_memory(error):
             raise
         reason = next(iter(str(error).splitlines()), "no reason given").rstrip(".")

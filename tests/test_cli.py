@@ -138,6 +138,32 @@ def test_bad_input_to_other_programs(run_program, program, flags, message):
 
 
 @pytest.mark.parametrize(
+    ("program", "flags"),
+    [
+        ("generate", ["--run={}"]),
+        ("generate", ["--model={}"]),
+        ("generate", ["--model=hf:{}"]),
+        ("evaluate", ["--run=r", "--output={}"]),
+        ("export", ["--source={}", "--output=o.bin"]),
+        ("checkpoint", ["ls", "--run={}"]),
+        ("plan", ["--model={}.bin"]),
+        ("plot", ["{}"]),
+        ("compare", ["--model=d6", "--results={}"]),
+        ("train", ["--model=d6", "--init_from={}"]),
+    ],
+)
+def test_a_path_that_the_system_refuses_is_one_sentence(run_program, folder, program, flags):
+    """A name too long, as a folder that this user may not look into (which root, whom tests may be
+    run by, may): what asks whether it is there then gets an error."""
+    flags = [flag.format("n" * 300) for flag in flags]
+    if program == "train":
+        flags += [f"--train_data={folder}/good.bin", "--sequence_length=16", "--val_every=0"]
+    result = run_program(program, *flags)
+    assert result.returncode == 2 and result.stderr.startswith("error: ")
+    assert "nnn" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("--workrs=1", "{}: there is no flag --workrs; did you mean --workers; see --help."),

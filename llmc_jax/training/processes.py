@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from llmc_jax.config import BadInput, RunStopped, TrainConfig
+from llmc_jax.config import BadInput, RunStopped, TrainConfig, refused_path
 
 # Who tells a process of the others -> the variables by which that shows.
 LAUNCHERS = {
@@ -165,13 +165,17 @@ def exchange(thing) -> list:
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """What is done inside succeeds in all processes, or else raises Agreed in all of them, or
-    AgreedStop where it was RunStopped."""
+    """What is done inside succeeds in all processes, or else raises Agreed in all of them (also for
+    a path that the system refuses), or AgreedStop where it was RunStopped."""
     problem = None
     try:
         yield
     except (BadInput, RunStopped) as error:
         problem = error
+    except OSError as error:
+        if not (refused := refused_path(error)):
+            raise
+        problem = BadInput(refused)
     kind = AgreedStop if isinstance(problem, RunStopped) else Agreed
     problems = exchange(problem and (kind, str(problem)))
     if problem:
