@@ -10,8 +10,9 @@ from pathlib import Path
 from llmc_jax.config import BadInput
 
 
-def unpack(archive: Path, folder: Path, pattern: str) -> None:
-    """The members that match `pattern` as the files of `folder`, which is new. Raises BadInput."""
+def unpack(archive: Path, folder: Path, pattern: str, *, fetched: bool = True) -> None:
+    """The members that match `pattern` as the files of `folder`, which is new. fetched: False where
+    the user has named the archive, with --input. Raises BadInput."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -24,9 +25,8 @@ def unpack(archive: Path, folder: Path, pattern: str) -> None:
                         shutil.copyfileobj(tar.extractfile(member), file)
         os.replace(temporary, folder)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadInput(
-            f"{archive} is not an archive, or a broken one; remove it, and it is fetched again."
-        ) from error
+        mend = "remove it, and it is fetched again" if fetched else "name another with --input"
+        raise BadInput(f"{archive} is not an archive, or a broken one; {mend}.") from error
     except OSError as error:
         raise BadInput(f"{folder} cannot be written: {error.strerror or error}.") from error
     finally:

@@ -294,7 +294,7 @@ def test_tinystories(hub, tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"no archive", r"a\.tar\.gz is not an archive, or a broken one"),
+        (b"no archive", r"a\.tar\.gz is not an archive, .*; name another with --input"),
         (stories_archive()[:300], "is not an archive, or a broken one"),
         (archive({"data00.json": b"[]"}), "holds 1 files of stories; two are needed"),
         (archive({f"{n}.json": b'[{"text": 1}]' for n in "ab"}), r"\.json is no list of stories"),

@@ -31,7 +31,7 @@ def source(archive: str, downloads: Path, *, hub_url: str, shard_tokens: int) ->
         )
     folder = downloads / "tinystories" / described["sha256"][:12]
     if not folder.is_dir():
-        unpack(path, folder, "*.json")
+        unpack(path, folder, "*.json", fetched=not archive)
     files = sorted(folder.glob("*.json"))
     if len(files) < 2:
         raise BadInput(f"{path} holds {len(files)} files of stories; two are needed at least.")
