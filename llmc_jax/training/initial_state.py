@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmc_jax.config import BadInput, ModelConfig, TrainConfig
+from llmc_jax.config import MODELS, BadInput, ModelConfig, TrainConfig
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Params
 from llmc_jax.models.initialize import initialize
@@ -84,10 +84,17 @@ def find_weights(cfg: TrainConfig, model: ModelConfig) -> tuple[Checkpointer, in
     checkpoints, step = open_weights(cfg.init_from)
     saved = ModelConfig(**checkpoints.restore_run(step)["model"])
     if saved != model:
+        same = next((name for name, sizes in MODELS.items() if sizes == saved), None)
+        remedy = f"give --model={same}"
+        if same is None:  # it was a file, which has weights of its own: two would be named
+            remedy = (
+                "no name of --model has such sizes, so make a file of that run with "
+                "python -m llmc_jax.export, and give --model=FILE without --init_from"
+            )
         raise BadInput(
             f"--init_from={cfg.init_from} has L {saved.L}, NH {saved.NH}, C {saved.C}, V {saved.V} "
             f"and --model={cfg.model} has L {model.L}, NH {model.NH}, C {model.C}, V {model.V}; "
-            f"give the --model of that run."
+            f"{remedy}."
         )
     return checkpoints, step
 

@@ -209,7 +209,7 @@ def test_a_new_run_starts_from_the_weights_of_another(cfg, trained):
         (dict(init_from="/nowhere"), "--init_from=/nowhere is neither the directory of a run"),
         (dict(init_from="/nowhere", resume=True), "--init_from=/nowhere is neither the directory"),
         (dict(init_from="{folder}/2"), "/2 is neither the directory of a run with a checkpoint"),
-        (dict(model="other"), "has L 2, NH 3, C 48, V 90 and --model=other has L 1, NH 3"),
+        (dict(model="other"), "has L 2, NH 3, C 48, V 90 and --model=other has L 1, NH 3.*=tiny"),
     ],
 )
 def test_init_from_refuses(cfg, trained, tmp_path, monkeypatch, options, message):
@@ -221,6 +221,14 @@ def test_init_from_refuses(cfg, trained, tmp_path, monkeypatch, options, message
     with pytest.raises(BadInput, match=message):
         train.main(dataclasses.replace(cfg, **options))
     assert not Path(cfg.output_dir).exists()
+
+
+def test_a_run_of_sizes_without_a_name_is_exported(cfg, trained, monkeypatch):
+    """To begin with its weights: with --init_from the file that names the sizes cannot be given."""
+    monkeypatch.delitem(config.MODELS, "tiny")
+    cfg = dataclasses.replace(cfg, model="d6", init_from=trained.output_dir)
+    with pytest.raises(BadInput, match=r"export, and give --model=FILE without --init_from"):
+        train.main(cfg)
 
 
 def test_weights_are_named_once(cfg, tmp_path):
