@@ -34,7 +34,7 @@ def read_lines(path: Path) -> tuple[list[Line], list[int]]:
         for number, text in enumerate(file, 1):
             try:
                 whole.append(Line(text, parse(text)))
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, OverflowError, RecursionError):
                 damaged.append(number)
     return whole, damaged
 
@@ -77,9 +77,12 @@ def _whole(text: str) -> str:
 
 
 def _checked(metrics: dict) -> dict:
-    """`metrics`, unless it is not a step with numbers."""
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("step"), int):
+    """`metrics`, unless it is not a step with numbers; OverflowError where no float holds one."""
+    if not isinstance(metrics, dict) or type(metrics.get("step")) is not int:
         raise ValueError("no step")
+    if not 0 <= metrics["step"] < 2**31:
+        raise ValueError("more steps than a run can have, or fewer")
     if len(metrics) == 1 or not all(isinstance(n, int | float) for n in metrics.values()):
         raise ValueError("a step and nothing more, or what is no number")
+    list(map(float, metrics.values()))
     return metrics

@@ -43,3 +43,19 @@ def test_a_resume_drops_damaged_lines_and_says_so(tmp_path, capsys, name):
     assert (tmp_path / name).read_text() == "".join(f"{line}\n" for line in good)
     if name == "metrics.jsonl":
         assert len(read_metrics(tmp_path / name)) == 4
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 9223372036854775808, "val_loss": 1.0}',
+        '{"step": -1, "val_loss": 1.0}',
+        '{"step": true, "val_loss": 1.0}',
+        '{"step": 1, "val_loss": 1' + "0" * 400 + "}",
+        "[" * 100_000,
+    ],
+)
+def test_what_no_run_can_have_logged_is_damage(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f"{METRICS[0]}\n{line}\n")
+    whole, damaged = read_lines(tmp_path / "metrics.jsonl")
+    assert (len(whole), damaged) == (1, [2])
