@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmc_jax import program
-from llmc_jax.config import option
+from llmc_jax.config import BadInput, option
 from llmc_jax.view.curves import read_runs
 from llmc_jax.view.levels import levels
 from llmc_jax.view.page import save_page
@@ -39,6 +39,10 @@ def main(paths: list[str], cfg: PlotConfig) -> None:
             print(remark)
     first = Path(paths[0])
     output = Path(cfg.output or (first if first.is_dir() else first.parent) / "plot")
+    if output.name in ("", ".."):
+        raise BadInput(
+            f"--output={cfg.output} names only a directory; give PATH of PATH.png and PATH.html."
+        )
     picture, page = (output.with_name(output.name + end) for end in (".png", ".html"))
     save_picture(runs, picture, panels_of(runs), beside)
     save_page(runs, page, beside)

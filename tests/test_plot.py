@@ -8,6 +8,7 @@ import pytest
 
 from llmc_jax import plot
 from llmc_jax.config import BadInput
+from llmc_jax.view import picture
 from tests.view.test_curves import MAIN_LOG, write
 
 
@@ -30,6 +31,24 @@ def test_output_names_both_files(tmp_path):
         plot.main([str(run)], plot.PlotConfig(output=f"{tmp_path}/nowhere/plot"))
     with pytest.raises(BadInput, match=r"--levels=125M: there is no '125M'; write some of 124M"):
         plot.main([str(run)], plot.PlotConfig(levels="125M"))
+
+
+def test_a_run_may_have_any_name(tmp_path, monkeypatch):
+    """Also one that matplotlib would read as mathematics, or leave out of the legend."""
+    runs = [str(write(tmp_path / name, "main.log", MAIN_LOG)) for name in ("a$x_{$", "_b")]
+    close, figures = picture.plt.close, []
+    monkeypatch.setattr(picture.plt, "close", figures.append)
+    plot.main(runs, plot.PlotConfig(output=f"{tmp_path}/plot"))
+    legend = [text.get_text().strip() for text in figures[0].axes[0].get_legend().get_texts()]
+    close(figures[0])
+    assert [name.split(",")[0] for name in legend] == ["a$x_{$", "a$x_{$", "_b", "_b"]
+
+
+@pytest.mark.parametrize("output", [".", "/", "..", "./"])
+def test_output_is_no_directory(tmp_path, output):
+    run = write(tmp_path / "one", "main.log", MAIN_LOG)
+    with pytest.raises(BadInput, match=r"^--output=.* names only a directory; give PATH"):
+        plot.main([str(run)], plot.PlotConfig(output=output))
 
 
 def test_a_picture_that_does_not_fit_leaves_nothing(tmp_path):

@@ -45,7 +45,9 @@ def _draw(axes, panel: Panel, runs: list[Run], levels: tuple[Level, ...]) -> Non
         color = f"C{number % 10}"
         for name in panel.curves:
             if name in run.curves:
-                label = run.name + (f", {name.split('_')[0]}" if len(panel.curves) > 1 else "")
+                # Behind a space, or what begins with _ would be left out of the legend.
+                label = " " * run.name.startswith("_") + run.name
+                label += f", {name.split('_')[0]}" if len(panel.curves) > 1 else ""
                 _draw_curve(axes, run, name, color, label)
     for level in levels:
         if level.curve in panel.curves:
@@ -57,7 +59,8 @@ def _draw(axes, panel: Panel, runs: list[Run], levels: tuple[Level, ...]) -> Non
     axes.set(xlabel="step", title=panel.title)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8)
+        for text in axes.legend(fontsize=8).get_texts():
+            text.set_parse_math(False)  # a run may be called a$b$
 
 
 def _draw_curve(axes, run: Run, name: str, color: str, label: str) -> None:
