@@ -64,6 +64,8 @@ def main(cfg: PlanConfig) -> None:
     """Print the tables."""
     refuse_numbers(cfg)
     refuse_mapping(cfg)
+    if cfg.mfu > 1:
+        raise BadInput(f"--mfu={cfg.mfu} is a part of the peak, 1 at most; 40 % are written 0.4.")
     virtual = parallel.select_devices(cfg.devices)
     cfg = dataclasses.replace(cfg, num_devices=cfg.num_devices or virtual or 1)
     model, _ = open_model(cfg.model)
@@ -156,6 +158,8 @@ def verdict(planned: Memory, limit: int, total_of) -> str:
             f"with more than {limit / 2**30:.2f} GiB"
         )
     fits = "fits" if planned.total <= limit else "does not fit"
+    if largest == LARGEST - 1:
+        return f"{fits}; every --batch_size up to {largest:,} does (more were not looked at)"
     most = total_of(largest).total
     return (
         f"{fits}; the largest --batch_size that does is {largest}, with {most / 2**20:,.1f} of "
@@ -164,7 +168,7 @@ def verdict(planned: Memory, limit: int, total_of) -> str:
 
 
 def largest_batch(limit: int, bytes_of) -> int:
-    """The largest micro-batch of which bytes_of is at most `limit`; 0 where none is.
+    """The largest micro-batch below LARGEST of which bytes_of is at most `limit`; 0: none is.
 
     bytes_of grows, in a line with few bends, and a call takes seconds: so each guess is where the
     line through two known points meets the limit.

@@ -54,7 +54,10 @@ def test_virtual_devices_are_counted_unless_another_number_is_given(monkeypatch,
     monkeypatch.setattr(memory, "step_memory", lambda *_: planned)
     for options, told in ((dict(), "2 x"), (dict(num_devices=4), "4 x")):
         plan.main(cfg(devices="cpu:2", ops="jnp", memory="1GiB", **options))
-        assert f"device   {told}" in capsys.readouterr().out
+        screen = capsys.readouterr().out
+        assert f"device   {told}" in screen
+        # that is no largest, but where the search ends
+        assert "\nfits; every --batch_size up to 65,535 does (more were not looked at)" in screen
 
 
 def test_check_compares_with_xla_and_nothing_is_run(capsys):
@@ -102,6 +105,7 @@ def test_largest_batch(bytes_of, limit):
         (dict(num_devices=3, total_batch_size=64), "multiple of the 96 tokens .* --num_devices 3"),
         (dict(ops="attention=ffi", device="TPU v5e"), "attention has no implementation 'ffi'"),
         (dict(check=True, device="H200"), "--check compiles the step for the device here"),
+        (dict(mfu=40.0), r"--mfu=40\.0 is a part of the peak, 1 at most; 40 % are written 0\.4"),
         (dict(check=True, num_devices=2), "--check compares the step of one device"),
     ],
 )
