@@ -205,7 +205,12 @@ def _read_config(folder: Path) -> ModelConfig:
     try:
         config = json.loads(path.read_bytes())
         L, NH, C, maxT, V = (operator.index(config[name]) for name in SIZES)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise BadInput(
+            f"{path} cannot be read: {error.strerror}; name a folder as transformers' "
+            f"save_pretrained writes it."
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{path} is not the config of a GPT-2 ({error!r}).") from error
     for name, wanted in FIXED.items():
         if config.get(name, wanted) != wanted:
