@@ -95,8 +95,12 @@ def _place(cfg: TrainConfig) -> dict | None:
         )
     if cfg.num_processes == 1:
         return None
-    if cfg.coordinator_address and not re.fullmatch(r".+:\d+", cfg.coordinator_address):
-        raise BadInput(f"--coordinator_address={cfg.coordinator_address} must be HOST:PORT.")
+    if address := cfg.coordinator_address:
+        port = re.fullmatch(r".+:(\d{1,5})", address)
+        if not port or not 0 < int(port[1]) < 2**16:
+            raise BadInput(
+                f"--coordinator_address={address} must be HOST:PORT, the port below {2**16}."
+            )
     if None not in given.values():
         return given | dict(cluster_detection_method="deactivate")
     launcher = _launcher()

@@ -106,6 +106,7 @@ def test_each_stage_takes_its_eighth(curves):
         (dict(num_processes=2, process_id=2, coordinator_address="h:1"),
          "--process_id=2 must be below --num_processes=2"),
         (dict(num_processes=2, process_id=0, coordinator_address="h"), "=h must be HOST:PORT"),
+        (dict(num_processes=2, process_id=0, coordinator_address="h:65536"), "port below 65536"),
         (dict(total_batch_size=100), "multiple of the 32 .* the nearest that work: 96 and 128"),
         (dict(total_batch_size=16), "the nearest that work: 32; or --batch_size=1"),
     ],
