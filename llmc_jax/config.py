@@ -35,9 +35,9 @@ def wants_memory(error: Exception) -> bool:
 
 
 def refused_path(error: Exception) -> str:
-    """What the system says of a file that this user may not look for, or whose name is too long, as
-    a sentence; '' for any other error."""
-    why = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+    """What the system says of a file that this user may not look for or change, or whose name is
+    too long, as a sentence; '' for any other error."""
+    why = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
     if not (isinstance(error, OSError) and error.errno in why and error.filename):
         return ""
     return f"{error.filename} cannot be used: {error.strerror}; mend that, or name another."
