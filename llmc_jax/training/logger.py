@@ -123,10 +123,16 @@ def _append(path: Path, lines: str) -> None:
 
 def _cut(path: Path, start: int, loop_done: bool) -> None:
     """Keep the lines that were written before step `start` began, but for damaged ones. Raises
-    RunStopped where they cannot be written."""
+    RunStopped where they cannot be read or written."""
     if not path.exists():
         return
-    lines, damaged = read_lines(path)
+    try:
+        lines, damaged = read_lines(path)
+    except OSError as error:
+        raise RunStopped(
+            f"{path} cannot be read: {error.strerror}; mend that or move it away, and give the "
+            f"same command again."
+        ) from error
     if damaged:
         print(f"WARNING: {path}: {len(damaged)} damaged lines were dropped")
     kept = [line.text for line in lines if logged_before(line.metrics, start, loop_done)]

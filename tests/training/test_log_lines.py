@@ -2,6 +2,7 @@
 
 import pytest
 
+from llmc_jax.config import RunStopped
 from llmc_jax.training.log_lines import read_lines, updates
 from llmc_jax.training.logger import Logger, read_metrics
 from llmc_jax.training.run_dir import RunDir
@@ -59,3 +60,9 @@ def test_what_no_run_can_have_logged_is_damage(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text(f"{METRICS[0]}\n{line}\n")
     whole, damaged = read_lines(tmp_path / "metrics.jsonl")
     assert (len(whole), damaged) == (1, [2])
+
+
+def test_a_log_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "main.log").mkdir()
+    with pytest.raises(RunStopped, match=r"main\.log cannot be read: Is a directory; mend that or"):
+        Logger(RunDir(tmp_path), 5)
