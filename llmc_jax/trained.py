@@ -136,18 +136,18 @@ def _restore(run: str, step: int, mesh) -> Trained:
 
 
 def choose_step(run: str | Path, step: int, checkpoints: Checkpointer) -> int:
-    """The step to load of those that were saved; -1: the newest that is complete.
+    """The step to load of those that were saved; -1: the newest.
 
     Raises BadInput where it was not saved or is damaged, with one that can be had. (That is not
     taken by itself, as a resumed run would: its numbers would be another step's.)
     """
-    steps = checkpoints.steps()
+    steps, written = checkpoints.steps(), checkpoints.written_steps()
     if not steps:
         raise BadInput(
             f"{run} has no complete checkpoint; see python -m llmc_jax.checkpoint ls --run={run}."
         )
-    chosen = steps[-1] if step == -1 else step
-    if chosen not in steps:
+    chosen = written[-1] if step == -1 else step
+    if chosen not in written:
         raise not_saved("step", step, run, steps)
     if problem := checkpoints.problem(chosen):
         whole = (s for s in reversed(steps) if s != chosen and not checkpoints.problem(s))

@@ -69,6 +69,11 @@ class Checkpointer:
         names = [path.name for path in self._folder.glob("?" * STEP_DIGITS) if path.is_dir()]
         return sorted(int(name) for name in names if name.isdecimal())
 
+    def written_steps(self) -> list[int]:
+        """Steps of all folders that were written to the end, in order: also what has been damaged
+        since."""
+        return [step for step in self.all_steps() if not _is_unfinished(self.path(step))]
+
     def newest(self) -> int | None:
         """Step of the newest complete checkpoint, None if there is none; what is being written is
         waited for."""
@@ -154,6 +159,14 @@ class Checkpointer:
         """The JSON object saved with the checkpoint of `step`."""
         self._verify(step)
         return json.loads((self.path(step) / RUN).read_text())
+
+    def peek_run(self, step: int) -> dict | None:
+        """The same, where no other file is looked at; None where this one is not what was
+        written."""
+        folder = self.path(step)
+        if manifest.problem(folder, contents=True, only=RUN):
+            return None
+        return json.loads((folder / RUN).read_text())
 
     def restore_state(self, step: int, like: TrainState) -> TrainState:
         """The state of `step`, placed as the shapes and shardings of `like` say."""

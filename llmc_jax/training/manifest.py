@@ -41,16 +41,17 @@ def write(folder: Path, *, without: str, written: Mapping[Path, tuple[int, int]]
     sync(root)
 
 
-def problem(folder: Path, *, contents: bool) -> str:
+def problem(folder: Path, *, contents: bool, only: str = "") -> str:
     """What is wrong with `folder`, naming the file; '' where nothing is.
 
-    contents: read every byte, and not only the sizes.
+    contents: read every byte, and not only the sizes. only: look at this file and no other.
     """
     try:
         manifest = json.loads((folder / NAME).read_text())
         files = manifest["files"]
         if manifest["checksum"] != _checksum(files):
             return f"{NAME} is damaged"
+        names = [only] if only else list(files)
     except FileNotFoundError:
         return f"{NAME} is missing"
     except (OSError, ValueError, TypeError, KeyError):
@@ -60,7 +61,7 @@ def problem(folder: Path, *, contents: bool) -> str:
         return _file_problem(folder / name, *files[name], contents)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        found = zip(files, pool.map(check, files), strict=True)
+        found = zip(names, pool.map(check, names), strict=True)
         return next((f"{name} {what}" for name, what in found if what), "")
 
 

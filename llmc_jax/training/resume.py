@@ -1,14 +1,13 @@
 """Which checkpoint a run goes on from, and whether it is the same run."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from llmc_jax.config import BadInput, TrainConfig, changes, not_saved
 from llmc_jax.files import set_aside
-from llmc_jax.training.checkpoint import RUN, Checkpointer
+from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.run_dir import RunDir
 
 
@@ -74,15 +73,15 @@ def find_start(
 
 
 def run_before(cfg: TrainConfig) -> dict | None:
-    """What the newest complete checkpoint says of the run that --resume continues; None where there
-    is none. That it is whole is for `find_start` to see, which reads all of it."""
+    """What the newest complete checkpoint that can say it says of the run that --resume continues;
+    None where there is none. That it is whole is for `find_start` to see, which reads all of it."""
     if not (cfg.resume and cfg.output_dir):
         return None
     checkpoints = Checkpointer(RunDir(Path(cfg.output_dir)).checkpoints)
     try:
-        step = checkpoints.newest()
-        return None if step is None else json.loads((checkpoints.path(step) / RUN).read_text())
-    except (OSError, ValueError):  # which find_start names, when it is its turn
+        said = map(checkpoints.peek_run, reversed(checkpoints.steps()))
+        return next((run for run in said if run), None)
+    except OSError:  # which find_start names, when it is its turn
         return None
 
 

@@ -14,6 +14,7 @@ from llmc_jax.export import ExportConfig
 from llmc_jax.trained import open_trained
 from llmc_jax.training import parallel
 from llmc_jax.training.checkpoint import Checkpointer
+from llmc_jax.training.resume import run_before
 from tests.survive.runs import damage, folder_of, log, run_of, steps
 
 
@@ -26,6 +27,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(copied, train
         f"written; it is now {folder_of(copied, 6)}.broken, and the run goes back to step 4"
     ) in screen
     assert log(copied) == log(trained) and steps(copied) == [2, 4, 6]
+
+
+def test_a_damaged_run_json_is_not_believed(copied, capsys):
+    """It is asked for the model, before all of the checkpoint is read."""
+    path = folder_of(copied, 6) / "run.json"
+    path.write_bytes(path.read_bytes().replace(b'"config"', b'"confug"'))
+    assert run_before(copied)["step"] == 4
+    train.main(copied)
+    assert "run.json has other bytes than were written; it is now" in capsys.readouterr().out
+    assert steps(copied) == [2, 4, 6]
 
 
 def test_where_all_are_damaged_nothing_is_started_or_changed(copied):
@@ -127,13 +138,22 @@ def test_a_model_from_a_damaged_checkpoint_is_refused_with_one_that_is_whole(cop
         read()
     with pytest.raises(BadInput, match=told):
         export.read_source(ExportConfig(source=run))
+    (folder_of(copied, 6) / "run.json").unlink()
+    for step in (-1, 6):
+        with pytest.raises(BadInput, match=r"0006 cannot be used: run\.json is missing; that of"):
+            read(step)
+    (folder_of(copied, 6) / "manifest.json").unlink()
+    with pytest.raises(BadInput, match=r"0006 cannot be used: manifest\.json is missing; that"):
+        read()
+    (folder_of(copied, 6) / "unfinished").touch()  # and never was a checkpoint
+    read()
     read(step=4)
     damage(copied, 4)
     damage(copied, 2)
     with pytest.raises(BadInput, match=r"00000004 cannot be used: .*; nor can any other of this"):
         read(step=4)
     for step in (2, 4, 6):
-        (folder_of(copied, step) / "manifest.json").unlink()
+        (folder_of(copied, step) / "manifest.json").unlink(missing_ok=True)
     with pytest.raises(BadInput, match=r"has no complete checkpoint; see python -m llmc_jax.check"):
         read()
 
