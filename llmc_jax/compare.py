@@ -62,6 +62,13 @@ def main(cfg: CompareConfig) -> None:
 
 def check(cfg: CompareConfig, first: Path) -> None:
     """Raises BadInput for what can be told before anything is measured."""
+    if not first.name:
+        raise BadInput(f"--results={cfg.results} names no file; give one, as compare.jsonl.")
+    if cfg.output and Path(cfg.output).name in ("", ".."):
+        raise BadInput(
+            f"--output={cfg.output} names only a directory; give PATH of PATH.md, PATH.png and "
+            f"PATH.html."
+        )
     if cfg.measure and glob.has_magic(str(first)):
         raise BadInput(
             f"--results={cfg.results}: what is measured is appended to the first file, so that "

@@ -76,7 +76,7 @@ def test_what_cannot_be_read_is_passed_over_by_name():
     old = example(schema="llmc_jax.compare 0")
     without = example()
     del without["passes"]
-    write("a.jsonl", example(), old, "", "[1]", without, '{"schema": "llmc')
+    write("a.jsonl", example(), old, "", "[1]", without, "[" * 100_000)
     records, skipped = record.read([Path("a.jsonl")])
     assert len(records) == 1
     assert skipped == [
@@ -165,6 +165,8 @@ def test_bars_are_as_long_as_their_numbers():
         (dict(ops="magic"), "--ops=magic: no op has an implementation 'magic'"),
         (dict(results="*.jsonl"), "appended to the first file, so that must be a name"),
         (dict(results="no/where.jsonl"), "no/where.jsonl is in no directory that exists"),
+        (dict(results=","), "--results=, names no file; give one"),
+        (dict(output=".", measure=False), r"--output=\. names only a directory; give PATH"),
         (dict(output="no/where"), "--output=no/where is in no directory that exists"),
         (dict(measure=False, results="no/*.none"), "--results=no/\\*.none matches no file; name"),
         (dict(measure=False, results="empty"), "--results=empty holds no measurement"),

@@ -82,7 +82,7 @@ def parse(line: str) -> tuple[dict | None, str]:
         return None, ""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # which what is in too many brackets ends with
         return None, "not whole (JSON ends early)"
     schema = record.get("schema") if isinstance(record, dict) else None
     if schema != SCHEMA:
