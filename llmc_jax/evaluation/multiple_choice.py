@@ -55,9 +55,10 @@ def fit_questions(
     for number, (context, completions, label) in enumerate(questions):
         longest = max(map(len, completions))
         if longest > T:
+            more = f", or give a --sequence_length of up to {model.maxT}" if model.maxT > T else ""
             raise BadInput(
-                f"{what}: question {number} has an ending of {longest} tokens, and the model takes "
-                f"{T}; take it out."
+                f"{what}: question {number} has an ending of {longest} tokens, and the context is "
+                f"{T}; take it out{more}."
             )
         largest = max(max(tokens) for tokens in (context, *completions))
         if largest >= model.V:

@@ -121,13 +121,21 @@ def test_contexts_are_cut_from_their_beginning():
 @pytest.mark.parametrize(
     ("example", "message"),
     [
-        (Example([1], [[2] * 33, [3]], 0), "file: question 1 has an ending of 33 tokens, .* 32"),
+        (
+            Example([1], [[2] * 33, [3]], 0),
+            r"file: question 1 has an ending of 33 tokens, and the context is 32; take it out\.$",
+        ),
         (Example([1], [[2], [50257]], 0), "file: question 1 has the token 50257, .* ends at 50256"),
     ],
 )
 def test_questions_that_do_not_fit_the_model_are_refused(example, message):
     with pytest.raises(BadInput, match=message):
         fit_questions("file", [Example([1], [[2], [3]], 0), example], MODEL, 32)
+
+
+def test_an_ending_too_long_for_the_context_may_fit_the_model():
+    with pytest.raises(BadInput, match=r"context is 8; .* a --sequence_length of up to 32"):
+        fit_questions("file", [Example([1], [[2] * 9, [3]], 0)], MODEL, 8)
 
 
 def test_mmlu_is_unpacked_once(tmp_path, monkeypatch):
