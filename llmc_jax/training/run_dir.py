@@ -57,6 +57,12 @@ def find_checkpoints(run: str) -> Path:
     if not Path(run).is_dir():
         raise BadInput(f"--run={run} is no directory; name the --output_dir of a training run.")
     folder = RunDir(Path(run)).checkpoints
+    path = Path(run).absolute()
+    if path.parent.name == folder.name and path.name.isdecimal():
+        raise BadInput(
+            f"--run={run} is a checkpoint and no run; take --run={path.parent.parent} with "
+            f"--step={int(path.name)}."
+        )
     if not folder.is_dir():
         raise BadInput(f"--run={run} has no checkpoints; train with --checkpoint_every.")
     return folder

@@ -166,6 +166,7 @@ def test_a_model_from_a_damaged_checkpoint_is_refused_with_one_that_is_whole(cop
         (["ls", "rm"], "one of the words ls, verify, rm is needed"),
         (["rm", "--run={run}"], "rm needs --step=N or --keep=N"),
         (["verify", "--step=5", "--run={run}"], "--step=5 was not saved; .* has 2, 4, 6"),
+        (["ls", "--run={run}/checkpoints/00000004"], "and no run; take --run=/.* with --step=4"),
     ],
 )
 def test_the_program_refuses(run_program, trained, words, message):
