@@ -234,8 +234,8 @@ struct PanelsOf<BF16> {
 // Sizes of the blocks, in elements; measured on a core with 48 KiB of first-level and 2 MiB of
 // second-level cache, 188 GB/s from the second level and 30 GB/s beyond it.
 constexpr int64_t kBlockSteps = 128;  // a panel that is kept (16 or 24 KiB) is in the first level
-// For rows that are read where they lie: no block of them is to be packed and still be near, and
-// the sums of a tile are fetched from the second level and put back for each block of steps.
+// Of rows that are read where they lie no packed block must stay near, so that blocks may be longer:
+// for each, the sums of a tile come from the second level and go back (cpu_step.md: by a stand-in).
 constexpr int64_t kInPlaceSteps = 384;
 constexpr int64_t kBlockM = 256;  // rows that a task streams (128 KiB, packed) are in the second,
 constexpr int64_t kBlockN = 768;  // and so is the block of C of so many kept rows (768 KiB)

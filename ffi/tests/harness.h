@@ -218,6 +218,7 @@ class Driver {
   // Prints a line for each instruction set and element type; whether all was right.
   bool Report() const {
     bool right = true;
+    if (scores_.empty()) std::puts("nothing was tested: this machine lacks the instruction set");
     for (auto& [key, score] : scores_) {
       std::printf("%-16s %-11s %4lld results right, %lld wrong; worst error %.2f of its tolerance, "
                   "%s\n",
