@@ -27,14 +27,14 @@ class Saved(NamedTuple):
     fch_gelu: Array | None  # (B, T, 4C)
 
 
-def forward(inp, fcw, fcb, fcprojw, fcprojb, linear=matmul.forward):
+def forward(inp, fcw, fcb, fcprojw, fcprojb):
     """out = gelu(inp @ fcw.T + fcb) @ fcprojw.T + fcprojb.
 
     inp, out (B,T,C), fcw (4C,C), fcb (4C,), fcprojw (C,4C), fcprojb (C,).
     """
-    fch, _ = linear(inp, fcw, fcb)
+    fch, _ = matmul.forward(inp, fcw, fcb)
     fch_gelu, _ = gelu.forward(fch)
-    out, _ = linear(fch_gelu, fcprojw, fcprojb)
+    out, _ = matmul.forward(fch_gelu, fcprojw, fcprojb)
     return out, Saved(fch, fch_gelu)
 
 
@@ -85,6 +85,14 @@ def native_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb, *, in_factors=
     return dinp, dfcw, dfcb, dfcprojw, dfcprojb
 
 
+def cuda_forward(inp, fcw, fcb, fcprojw, fcprojb):
+    """`forward` with the GELU in the epilogue of the product before it."""
+    fch, _ = matmul.rounded_forward(inp, fcw, fcb)
+    fch_gelu = gelu.in_epilogue(fch)
+    out, _ = matmul.rounded_forward(fch_gelu, fcprojw, fcprojb)
+    return out, Saved(fch, fch_gelu)
+
+
 def cuda_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
     """`backward` with a kernel for the GELU, which makes dfcb and, where it is gone, fch_gelu."""
     input_gradient = partial(matmul.input_gradient, dot=matmul.rounded_dot)
@@ -116,5 +124,5 @@ IMPLEMENTATIONS = {
         rounds_weights=True,
         backward_in_factors=partial(native_backward, in_factors=True),
     ),
-    "cuda": Op(partial(forward, linear=matmul.rounded_forward), cuda_backward),
+    "cuda": Op(cuda_forward, cuda_backward),
 }
