@@ -81,16 +81,25 @@ PLATFORM = {"ffi": "cpu", "cuda": "gpu", "cudnn": "gpu", "pallas": "tpu", "emula
 LIBRARY = {"ffi": "cpu", "cuda": "cuda", "emulated": "emulated"}
 
 # What --ops=auto takes on a platform instead of jnp, where the library it needs is loaded.
-# A line needs a measured gain: benchmarks/results/cpu_ops.md.
-# The GPU's has not been measured: it holds the kernels that save most bytes by count (one pass
-# over the logits, packed qkv, one pass in layernorm's and GELU's backward, no product in float32
-# in between), and that of encoder because XLA adds to scattered rows by a loop of compare-and-swap
-# in some versions (jax#38806).
-# Nor has the TPU's: it holds what keeps the (T, T) scores and the logits out of a small memory.
+# A line needs a measured gain: benchmarks/results/cpu_ops.md and gpu.md.
+# On an H200 jnp's encoder is as fast, but where many rows are of one token its backward takes 300
+# times as long in bfloat16: rows are added by a loop of compare-and-swap.
+# The TPU's has not been measured: it holds what keeps the (T, T) scores and the logits out of a
+# small memory.
 DEFAULTS = {
     "cpu": {op: "ffi" for op, names in TABLE.items() if "ffi" in names},
     "gpu": dict.fromkeys(
-        ("encoder", "layernorm", "residual_layernorm", "attention", "mlp", "classifier"), "cuda"
+        (
+            "encoder",
+            "layernorm",
+            "residual_layernorm",
+            "attention",
+            "mlp",
+            "classifier",
+            "adamw",
+            "global_norm",
+        ),
+        "cuda",
     )
     | {"matmul": "rounded"},
     "tpu": {"attention": "pallas", "classifier": "chunked"},
