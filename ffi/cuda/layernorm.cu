@@ -39,6 +39,7 @@ __device__ inline void BlockSums(float (&x)[kCount], float* room) {
   }
   __syncthreads();
   int warps = blockDim.x / kWarpSize;
+#pragma unroll 1  // there are three for GPT-2's channels, and no registers for more
   for (int warp = 0; warp < warps; ++warp) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) x[i] += room[warp * kCount + i];
@@ -155,11 +156,12 @@ __global__ void __maxnreg__(kBackwardRegisters) LayernormBackwardKernel(Backward
   int block = blockIdx.x, channel = threadIdx.x * kSize;
   bool mine = channel < b.C;
   float weight[kSize] = {}, dweight[kSize] = {}, dbias[kSize] = {};
-  Vector inp = {}, dout = {};
+  Vector inp = {}, dout = {}, next_dsum = {};
   float mean = 0, rstd = 0;
   auto load = [&](int64_t n) {
     inp = Vector::LoadStreaming(b.inp + n * b.C + channel);
     dout = Vector::LoadStreaming(b.dout + n * b.C + channel);
+    if constexpr (kResidual) next_dsum = Vector::LoadStreaming(b.dsum + n * b.C + channel);
     mean = b.mean[n];
     rstd = b.rstd[n];
   };
@@ -171,8 +173,7 @@ __global__ void __maxnreg__(kBackwardRegisters) LayernormBackwardKernel(Backward
     ToFloats(norm, inp);
     ToFloats(dnorm, dout);
     float scale = rstd;
-    Vector dsum = {};
-    if (kResidual && mine) dsum = Vector::LoadStreaming(b.dsum + n * b.C + channel);
+    Vector dsum = next_dsum;
 #pragma unroll
     for (int k = 0; k < kSize; ++k) {
       norm[k] = (norm[k] - mean) * rstd;
@@ -185,12 +186,14 @@ __global__ void __maxnreg__(kBackwardRegisters) LayernormBackwardKernel(Backward
     if (mine && n + gridDim.x < b.N) load(n + gridDim.x);
     BlockSums(sums, shared.room[parity]);
     if (!mine) continue;
-    float dnorm_mean = sums[0] * b.per_channel, dnorm_norm_mean = sums[1] * b.per_channel;
+    // both means times rstd here, which in the loop below would be one register too many
+    float scaled_mean = scale * (sums[0] * b.per_channel);
+    float scaled_norm_mean = scale * (sums[1] * b.per_channel);
     float more[kSize];
     if constexpr (kResidual) ToFloats(more, dsum);
 #pragma unroll
     for (int k = 0; k < kSize; ++k) {
-      dnorm[k] = scale * (dnorm[k] - dnorm_mean - norm[k] * dnorm_norm_mean);
+      dnorm[k] = scale * dnorm[k] - scaled_mean - norm[k] * scaled_norm_mean;
       if constexpr (kResidual) dnorm[k] += more[k];
     }
     FromFloats<Vector>(dnorm).Store(b.dinp + n * b.C + channel);
