@@ -234,9 +234,6 @@ struct PanelsOf<BF16> {
 // Sizes of the blocks, in elements; measured on a core with 48 KiB of first-level and 2 MiB of
 // second-level cache, 188 GB/s from the second level and 30 GB/s beyond it.
 constexpr int64_t kBlockSteps = 128;  // a panel that is kept (16 or 24 KiB) is in the first level
-// Of rows that are read where they lie no packed block must stay near, so that blocks may be longer:
-// for each, the sums of a tile come from the second level and go back (cpu_step.md: by a stand-in).
-constexpr int64_t kInPlaceSteps = 384;
 constexpr int64_t kBlockM = 256;  // rows that a task streams (128 KiB, packed) are in the second,
 constexpr int64_t kBlockN = 768;  // and so is the block of C of so many kept rows (768 KiB)
 constexpr int64_t kWholeWords = 1 << 17;  // that may be packed of the streamed operand (512 KiB)
@@ -374,9 +371,8 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
   constexpr int64_t kKeptBlock = kBlockN / kKept * kKept;
   const int64_t streamed_block = StreamedRows(streamed.rows, kStreamed, threads.count());
   const int64_t steps = RoundUp(CeilDiv(K, kPer), P::kUnit);
-  const bool rows_in_place = P::kTiles && !stream_b && streamed.InPlace(K);
-  const int64_t most_steps = rows_in_place ? kInPlaceSteps : kBlockSteps;
-  const int64_t block_steps = RoundUp(CeilDiv(steps, CeilDiv(steps, most_steps)), P::kUnit);
+  const int64_t block_steps =
+      RoundUp(CeilDiv(steps, CeilDiv(steps, kBlockSteps)), P::kUnit);
   const bool one_block = block_steps >= steps;  // a tile is finished at once: one will do
 
   const PackedSide<kPer, kKept> packed(threads, kept, K, steps, block_steps);
@@ -384,6 +380,7 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
     [[maybe_unused]] typename P::Scope scope;
     const int64_t x0 = task * streamed_block, xs = Min(streamed_block, streamed.rows - x0);
     const int64_t x_panels = CeilDiv(xs, kStreamed);
+    const bool rows_in_place = P::kTiles && !stream_b && streamed.InPlace(K);
     const int64_t in_place = rows_in_place ? xs / kStreamed * kStreamed : 0;
     // packed a block of steps at a time, unless it is needed several times and fits the cache
     const bool whole = kept.rows > kKeptBlock && streamed_block * steps <= kWholeWords;
