@@ -4,8 +4,8 @@
     python -m benchmarks.gpu_plan [--model d12] [--B 64] [--T 1024] [--ops auto]
 
 Needs libllmc_cuda.so, and no GPU: XLA is told what an H100 is, and tries no algorithms of products.
-Prints a row for each step: its memory by `llmc_jax.plan` and by XLA, and how many of the
-products that cuBLAS makes write float32. That of wte's gradient does.
+Prints a row for each step: its memory by `llmc_jax.plan` and by XLA, how many of the products that
+cuBLAS makes write float32 (that of wte's gradient does), and how many apply the GELU as they write.
 """
 
 import argparse
@@ -39,8 +39,9 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 COLUMNS = (
     "devices", "ZeRO", "micro-batches", "dtype", "recompute", "told, GiB", "XLA's, GiB",
-    "told is off by", "products in float32",
+    "told is off by", "products in float32", "GELUs in one",
 )  # fmt: skip
+GELU = re.compile(r'"epilogue":"BIAS_GELU')
 CUBLAS = re.compile(r"= \(?(\w+)\[[\d,]*\].*custom_call_target=\"__cublas")
 
 
@@ -92,11 +93,12 @@ def main() -> None:
         step = compiled(chosen, model, cfg, devices)
         told = memory.step_memory(chosen, model, cfg, "gpu", devices).total
         by_xla = memory.planned_bytes(step)
-        types = CUBLAS.findall(step.as_text())
+        text = step.as_text()
+        types = CUBLAS.findall(text)
         print(
             f"| {devices} | {cfg.zero_stage} | {A} | {cfg.dtype} | {cfg.recompute} "
             f"| {told / 2**30:.2f} | {by_xla / 2**30:.2f} | {told / by_xla - 1:+.1%} "
-            f"| {types.count('f32')} of {len(types)} |",
+            f"| {types.count('f32')} of {len(types)} | {len(GELU.findall(text))} |",
             flush=True,
         )
 
