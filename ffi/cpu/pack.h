@@ -130,6 +130,16 @@ void LoadBlock(F form, const Operand<T>& m, int64_t rows, int64_t K, Word (&out)
     LoadWholeBlock<along_k>(form, m, rows, out);
 }
 
+// Calls each(row, step) for the blocks of an operand, in the order in which they lie in memory: of
+// one stored along its rows all rows of a step, then those of the next.
+template <typename T, typename Each>
+void ForBlocks(const Operand<T>& m, int64_t rows, int64_t steps, const Each& each) {
+  const bool rows_first = m.k_stride != 1;
+  const int64_t outer = rows_first ? steps : rows, inner = rows_first ? rows : steps;
+  for (int64_t i = 0; i < outer; i += kLanes)
+    for (int64_t j = 0; j < inner; j += kLanes) each(rows_first ? j : i, rows_first ? i : j);
+}
+
 // Packs the rows into panels of R, each ordered [step][row]. `out` has room for the rows rounded
 // up to R and to kLanes.
 template <int R, typename F, typename T>
@@ -137,18 +147,17 @@ void PackSteps(F form, const Operand<T>& m, int64_t rows, int64_t K, int64_t ste
                uint32_t* out) {
   constexpr int kWide = R < kLanes ? R : kLanes;
   static_assert(kLanes % kWide == 0 && R % kWide == 0);
-  Word block[kLanes];
-  for (int64_t r = 0; r < rows; r += kLanes)
-    for (int64_t s = 0; s < steps; s += kLanes) {
-      LoadBlock<false>(form, m.From(r, s * F::kPer), rows - r, K - s * F::kPer, block);
-      int64_t some = Min<int64_t>(kLanes, steps - s);
-      for (int part = 0; part < kLanes; part += kWide) {
-        uint32_t* panel = out + (r + part) / R * (R * steps) + (r + part) % R;
-        for (int64_t i = 0; i < some; ++i)
-          __builtin_memcpy(panel + (s + i) * R, reinterpret_cast<uint32_t*>(&block[i]) + part,
-                           kWide * sizeof(uint32_t));
-      }
+  ForBlocks(m, rows, steps, [&](int64_t r, int64_t s) {
+    Word block[kLanes];
+    LoadBlock<false>(form, m.From(r, s * F::kPer), rows - r, K - s * F::kPer, block);
+    int64_t some = Min<int64_t>(kLanes, steps - s);
+    for (int part = 0; part < kLanes; part += kWide) {
+      uint32_t* panel = out + (r + part) / R * (R * steps) + (r + part) % R;
+      for (int64_t i = 0; i < some; ++i)
+        __builtin_memcpy(panel + (s + i) * R, reinterpret_cast<uint32_t*>(&block[i]) + part,
+                         kWide * sizeof(uint32_t));
     }
+  });
 }
 
 // Packs the rows into panels of R, each ordered [group of kLanes steps][row][step]: rows of a
@@ -156,14 +165,13 @@ void PackSteps(F form, const Operand<T>& m, int64_t rows, int64_t K, int64_t ste
 template <int R, typename F, typename T>
 void PackRows(F form, const Operand<T>& m, int64_t rows, int64_t K, int64_t steps, uint32_t* out) {
   static_assert(R % kLanes == 0);
-  for (int64_t r = 0; r < rows; r += kLanes)
-    for (int64_t s = 0; s < steps; s += kLanes) {
-      Word block[kLanes];
-      LoadBlock<true>(form, m.From(r, s * F::kPer), rows - r, K - s * F::kPer, block);
-      auto* panel = reinterpret_cast<Word*>(out + r / R * (R * steps) + (s * R + r % R * kLanes));
+  ForBlocks(m, rows, steps, [&](int64_t r, int64_t s) {
+    Word block[kLanes];
+    LoadBlock<true>(form, m.From(r, s * F::kPer), rows - r, K - s * F::kPer, block);
+    auto* panel = reinterpret_cast<Word*>(out + r / R * (R * steps) + (s * R + r % R * kLanes));
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) panel[i] = block[i];
-    }
+    for (int i = 0; i < kLanes; ++i) panel[i] = block[i];
+  });
 }
 
 }  // namespace llmc::LLMC_ISA
