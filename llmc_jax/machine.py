@@ -9,11 +9,19 @@ from pathlib import Path
 
 def describe(*packages: str) -> str:
     """Commit, processor, cores, and the versions of Python, jax, jaxlib and `packages`."""
-    versions = [f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", *packages)]
+    versions = [f"{name} {version(name)}" for name in ("jax", "jaxlib", *packages)]
     return (
         f"commit {commit() or 'unknown'}, {processor()}, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}, {', '.join(versions)}"
     )
+
+
+def version(package: str) -> str:
+    """Of an installed package; this one may also be run from a clone that is not."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def commit() -> str:

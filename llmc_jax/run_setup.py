@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from typing import NamedTuple
 
 import jax
@@ -262,7 +261,7 @@ def run_record(model: ModelConfig, names: dict[str, str], data, devices: int) ->
         made_with=dict(
             ops=" ".join(f"{op}={name}" for op, name in names.items()),
             device=f"{devices} x {jax.devices()[0].device_kind}",
-            versions=" ".join(f"{name} {metadata.version(name)}" for name in packages),
+            versions=" ".join(f"{name} {machine.version(name)}" for name in packages),
             revision=machine.commit() or "unknown",
         ),
     )

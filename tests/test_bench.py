@@ -5,9 +5,10 @@ import importlib.util
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from llmc_jax import bench, config
+from llmc_jax import bench, config, machine
 from llmc_jax.bench import BenchConfig
 from llmc_jax.config import BadInput, ModelConfig
 from llmc_jax.contestant import Contestant, Task
@@ -163,3 +164,8 @@ def test_a_program_that_does_not_exist_is_one_sentence():
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "--programs=foo is neither pytorch nor autodiff" in result.stderr
+
+
+def test_versions_are_told_also_of_a_clone_that_is_not_installed():
+    told = machine.describe("numpy", "llmc_jax_of_nobody")
+    assert f"numpy {np.__version__}, llmc_jax_of_nobody not installed" in told

@@ -4,7 +4,6 @@ import os
 import platform as python_platform
 import statistics
 import time
-from importlib import metadata
 
 import jax
 
@@ -54,7 +53,7 @@ def measure(task: Task, *, steps: int) -> dict:
         },
         other_ms=by_pass.get(OTHER),
         commit=machine.commit() or "unknown",
-        versions={name: metadata.version(name) for name in ("jax", "jaxlib")}
+        versions={name: machine.version(name) for name in ("jax", "jaxlib")}
         | dict(python=python_platform.python_version()),
     )
 
