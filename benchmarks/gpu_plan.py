@@ -11,6 +11,7 @@ cuBLAS makes write float32 (that of wte's gradient does), and how many apply the
 import argparse
 import re
 from collections.abc import Iterator
+from importlib import metadata
 
 import jax
 import numpy as np
@@ -55,12 +56,14 @@ def cases(options) -> Iterator[tuple[int, dict]]:
         yield 8, dict(zero_stage=stage)
 
 
+def topology(devices: int):
+    """So many H100s; NotImplementedError without a plugin for them."""
+    return topologies.get_topology_desc("", "cuda", target_config=H100, topology=f"1x1x{devices}")
+
+
 def compiled(chosen: ops.Ops, model: ModelConfig, cfg: TrainConfig, devices: int):
     """The step for so many H100s."""
-    topology = topologies.get_topology_desc(
-        "", "cuda", target_config=H100, topology=f"1x1x{devices}"
-    )
-    mesh = Mesh(np.array(topology.devices), (AXIS,))
+    mesh = Mesh(np.array(topology(devices).devices), (AXIS,))
     rows, T = cfg.batch_size * devices, cfg.sequence_length
     state = placement.state_like(state_shapes(model), mesh, cfg)
     batch = placement.micro_batches_like((cfg.total_batch_size // (rows * T), rows, T), mesh)
@@ -80,6 +83,14 @@ def main() -> None:
         ffi.require("cuda", asked="cuda")
     except BadInput as error:
         raise SystemExit(str(error)) from error
+    try:
+        topology(1)
+    except NotImplementedError as error:
+        version = metadata.version("jaxlib")
+        raise SystemExit(
+            "XLA's compiler for GPUs is not installed; pip install "
+            f"jax-cuda13-pjrt=={version} jax-cuda13-plugin=={version}."
+        ) from error
     model = model_config(options.model)
     chosen, _ = ops.select(options.ops, "gpu", model.HS)
     print(f"{machine.describe()}\n\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
