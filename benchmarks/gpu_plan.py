@@ -11,7 +11,6 @@ cuBLAS makes write float32 (that of wte's gradient does), and how many apply the
 import argparse
 import re
 from collections.abc import Iterator
-from importlib import metadata
 
 import jax
 import numpy as np
@@ -86,7 +85,7 @@ def main() -> None:
     try:
         topology(1)
     except NotImplementedError as error:
-        version = metadata.version("jaxlib")
+        version = machine.version("jaxlib")
         raise SystemExit(
             "XLA's compiler for GPUs is not installed; pip install "
             f"jax-cuda13-pjrt=={version} jax-cuda13-plugin=={version}."

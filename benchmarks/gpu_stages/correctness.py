@@ -63,8 +63,7 @@ def tried() -> list[tuple[dict, str]]:
     if results.small():
         return [(SMALL, "bfloat16")]
     first, others = ({op: every[part] for op, every in EXTRA.items()} for part in (FIRST, OTHERS))
-    # attention's own have heads that its kernels do not take
-    own = {op: every[:MORE] for op, every in cases.CASES.items() if op != "attention"}
+    own = {op: every[:MORE] for op, every in cases.CASES.items()}
     return [
         (first, "bfloat16"),
         (first, "float32"),

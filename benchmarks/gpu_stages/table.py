@@ -237,9 +237,9 @@ def correctness_table(rows: list[dict]) -> list[str]:
          ", ".join(map(str, row.get("errors", []))), row.get("same_bits", "")]
         for row in rows
     ]  # fmt: skip
-    right, wrong = (sum(key in row for row in rows) for key in ("ok", "failed"))
+    right, failed = (sum(key in row for row in rows) for key in ("ok", "failed"))
     heads = ["op", "by", "verdict", "relative errors (outputs, gradients)", "same bits again"]
-    return [f"{right} are right, {wrong} wrong.", "", *table(heads, body)]
+    return [f"{right} are right, {failed} failed.", "", *table(heads, body)]
 
 
 def machine_list(by_stage: dict) -> list[str]:

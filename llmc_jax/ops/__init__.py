@@ -88,20 +88,7 @@ LIBRARY = {"ffi": "cpu", "cuda": "cuda", "emulated": "emulated"}
 # small memory.
 DEFAULTS = {
     "cpu": {op: "ffi" for op, names in TABLE.items() if "ffi" in names},
-    "gpu": dict.fromkeys(
-        (
-            "encoder",
-            "layernorm",
-            "residual_layernorm",
-            "attention",
-            "mlp",
-            "classifier",
-            "adamw",
-            "global_norm",
-        ),
-        "cuda",
-    )
-    | {"matmul": "rounded"},
+    "gpu": {op: "cuda" for op, names in TABLE.items() if "cuda" in names} | {"matmul": "rounded"},
     "tpu": {"attention": "pallas", "classifier": "chunked"},
 }
 
