@@ -31,6 +31,9 @@ COUNTED = (
     "RED", "REDG", "LDL", "STL",
 )  # fmt: skip
 BESIDE = "MUFU.EX2.BESIDE"
+# Architectures whose code is read, which takes ten seconds each; of the others, for which the same
+# sources are compiled as for sm_80, only what a kernel takes of registers and stack.
+DISASSEMBLED = ("sm_80", "sm_90a")
 
 Kernels = dict[str, Counter]  # name -> registers, stack, and those of COUNTED and BESIDE that occur
 
@@ -50,7 +53,10 @@ def read(library: Path) -> dict[str, Kernels]:
     architectures: dict[str, Kernels] = {}
     kernels: Kernels = {}
     name, beside = "", False
-    for line in [*dump(library, "-res-usage"), *dump(library, "-sass")]:
+    lines = dump(library, "-res-usage")
+    for architecture in DISASSEMBLED:
+        lines += dump(library, "-sass", "-arch", architecture)
+    for line in lines:
         if match := re.match(r"arch = (\w+)", line):
             kernels = architectures.setdefault(match[1], {})
         elif match := re.match(r"\s*Function\s*:?\s*([\w$]+)", line):
@@ -76,8 +82,8 @@ def _is(instruction: str, opcode: str) -> bool:
     return found[0] == parts[0] and set(parts) <= set(found)
 
 
-def dump(library: Path, what: str) -> list[str]:
-    command = [cuobjdump(), what, str(library)]
+def dump(library: Path, *what: str) -> list[str]:
+    command = [cuobjdump(), *what, str(library)]
     environment = {"PATH": str(Path(command[0]).parent)}  # it starts nvdisasm
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return run.stdout.splitlines()

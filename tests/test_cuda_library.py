@@ -67,7 +67,7 @@ def test_no_kernel_puts_registers_into_memory(kernels):
                 assert counts["stack"] == counts["LDL"] == counts["STL"] == 0, where
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_100", "sm_120"])
+@pytest.mark.parametrize("architecture", sass.DISASSEMBLED)
 def test_kernels_use_the_instructions_they_are_written_for(kernels, architecture):
     wanted = WANTED | (WANTED_OF_HOPPER if architecture == "sm_90a" else {})
     for prefix, opcodes in wanted.items():

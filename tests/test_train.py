@@ -70,7 +70,7 @@ def test_main_log_is_in_llm_cs_format(cfg, tmp_path):
     "options",
     [
         dict(),
-        dict(dtype="bfloat16", total_batch_size=64, ops="jnp"),
+        dict(dtype="bfloat16", total_batch_size=64),
         dict(shuffle=False, max_steps=8, val_every=0),
         dict(train_data="train_0.bin:3,train_1.bin:1", max_steps=8),
     ],
