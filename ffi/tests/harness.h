@@ -251,4 +251,19 @@ class Driver {
   Pool first_{2, Order::kAscending}, second_{3, Order::kDescending};
 };
 
+// reference(weight), where kernels may read weights of another type than T as they are or as T.
+template <typename T, typename W, typename Reference>
+Matrix WithWeights(const Matrix& weight, const Reference& reference) {
+  if constexpr (std::is_same_v<T, W>)
+    return reference(weight);
+  else
+    return Between(reference(weight), reference(RoundedTo<T>(weight)));
+}
+
+inline Array<int32_t> Tokens(Random& random, int64_t n, int64_t V) {
+  Array<int32_t> tokens(n);
+  for (int64_t i = 0; i < n; ++i) tokens[i] = random.Below(V);
+  return tokens;
+}
+
 }  // namespace llmc
