@@ -10,7 +10,7 @@ import pytest
 
 from llmc_jax import compare, config, devices, ops
 from llmc_jax.compare import CompareConfig
-from llmc_jax.comparison import breakdown, energy, measure, page, record, table
+from llmc_jax.comparison import breakdown, charts, energy, measure, page, record, table
 from llmc_jax.config import BadInput
 from llmc_jax.contestant import Task
 from llmc_jax.models import gpt2
@@ -56,7 +56,7 @@ def test_a_measurement_is_appended_and_shown(monkeypatch, capsys):
     cfg = CompareConfig(model="tiny", B=2, T=16, steps=3, results="mine.jsonl")
     Path("mine.jsonl").write_text('{"schema": "llmc_jax.com')
     compare.main(cfg)
-    assert "line 1: not whole" in capsys.readouterr().err
+    assert "line 1: no whole JSON; remove the line" in capsys.readouterr().err
     made = json.loads(Path("mine.jsonl").read_text().splitlines()[1])
     assert made.keys() >= set(record.FIELDS) and len(made["step_ms"]) == 3
     flop = gpt2.flop_per_token(tiny.MODEL, 16)
@@ -80,13 +80,63 @@ def test_what_cannot_be_read_is_passed_over_by_name():
     records, skipped = record.read([Path("a.jsonl")])
     assert len(records) == 1
     assert skipped == [
-        "a.jsonl, line 2: of schema 'llmc_jax.compare 0', and this program reads "
-        "'llmc_jax.compare 1'",
-        "a.jsonl, line 4: of schema 'None', and this program reads 'llmc_jax.compare 1'",
-        "a.jsonl, line 5: without passes",
-        "a.jsonl, line 6: not whole (JSON ends early)",
+        f"a.jsonl, line {number}: {why}; remove the line, or measure again"
+        for number, why in (
+            (2, "of schema 'llmc_jax.compare 0', and this program reads 'llmc_jax.compare 1'"),
+            (4, "no JSON object"),
+            (5, "without passes"),
+            (6, "no whole JSON"),
+        )
     ]
     assert all(f"- passed over: {one}" in table.markdown(records, skipped) for one in skipped)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("device", "two\nlines", "its device is no line of text"),
+        ("commit", "\ud800", "its commit is no line of text"),
+        ("devices", [1], "its devices is no whole number above 0"),
+        ("B", "4", "its B is no whole number above 0"),
+        ("T", 0, "its T is no whole number above 0"),
+        ("recompute", True, "its recompute is no whole number of 0 or more"),
+        ("compile_s", float("nan"), "its compile_s is no number of 0 or more"),
+        ("tokens_per_s", 10**400, "its tokens_per_s is no number of 0 or more"),
+        ("step_ms", 11.0, "its step_ms is no list with something in it"),
+        ("step_ms", [], "its step_ms is no list with something in it"),
+        ("step_ms", [1.0, "2"], r"its step_ms[1] is no number of 0 or more"),
+        ("mfu", {"llm.c": 0.4}, "without mfu.PaLM"),
+        ("peak", 3, "its peak is no object"),
+        ("ceilings", dict(copy_bytes_per_s=0, matmul_flops=1), "no number of 1 or more"),
+        ("joules_per_step", "a", "its joules_per_step is no number of 0 or more, or null"),
+        ("passes", {"adamw": dict(flop=0, bytes=None, ms=1)}, "its passes.adamw.bytes is no"),
+        ("passes", {"\ud800": dict(flop=0, bytes=0, ms=1)}, r"passes.'\ud800' is no line of"),
+        ("versions", dict(jax=[]), "its versions.jax is no line of text"),
+        ("time", 3, "its time is no line of text"),
+    ],
+)
+def test_a_value_of_another_kind_is_passed_over_by_name(field, value, why):
+    """Before it is shown, or compared with others."""
+    write("a.jsonl", example(), example(B=5) | {field: value})
+    records, (problem,) = record.read([Path("a.jsonl")])
+    assert records == [example()]
+    assert problem.startswith("a.jsonl, line 2: ") and why in problem
+    assert problem.isprintable() and problem.endswith("; remove the line, or measure again")
+
+
+def test_a_file_of_damaged_lines_alone_shows_nothing(capsys):
+    write("a.jsonl", "nonsense", example(B=None))
+    with pytest.raises(BadInput, match=r"--results=a\.jsonl holds no measurement that can be"):
+        compare.main(CompareConfig(measure=False, results="a.jsonl"))
+    told = capsys.readouterr().err
+    assert "a.jsonl, line 1: no whole JSON; remove" in told and "line 2: its B is no" in told
+
+
+def test_names_are_drawn_as_they_are_written():
+    """And not as formulas, which they need not be."""
+    name = r"a$\frac$"
+    one = example(device=name, passes={name: dict(flop=1, bytes=1, ms=1.0)})
+    assert charts.picture([one]).startswith(b"\x89PNG")
 
 
 def test_of_many_lines_that_cannot_be_read_few_are_named():

@@ -35,7 +35,8 @@ def bars(axes, names: list[str] | None, values: list[float], label: str, form: s
     """A bar for each measurement, the first on top; 0: not known."""
     places = range(len(values))
     axes.barh(places, values, color="tab:blue", height=0.6)
-    axes.set_yticks(places, names if names else [""] * len(values), fontsize=8)
+    labels = names if names else [""] * len(values)
+    axes.set_yticks(places, labels, fontsize=8, parse_math=False)  # a device may be called a$b$
     axes.invert_yaxis()
     known = [value for value in values if value] or [1]
     if max(known) > BEYOND * min(known):
@@ -71,9 +72,11 @@ def shares(axes, records: list[dict]) -> None:
     axes.set_xlabel("traced time by op, %")
     axes.spines[["top", "right"]].set_visible(False)
     if order:
-        axes.legend(
+        legend = axes.legend(
             fontsize=8, ncols=4, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False
         )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
 
 
 def op_shares(records: list[dict]) -> tuple[list[Counter], list[str]]:

@@ -3,21 +3,50 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from llmc_jax.config import BadInput
 
 SCHEMA = "llmc_jax.compare 1"
-# What a line must have to be shown; measure.measure makes it, and for who reads the JSON also the
-# model's sizes, what each op was computed by (ops) and what told the energy (energy_by).
-FIELDS = (
-    "platform", "device", "devices", "model_name", "B", "T", "dtype", "recompute", "ops_asked",
-    "compile_s", "step_ms", "tokens_per_s", "mfu", "peak", "memory_bytes", "planned_bytes",
-    "joules_per_step", "ceilings", "passes", "other_ms", "commit", "versions", "time",
+LARGEST = 1e30  # of a number: what is computed from such is finite
+
+
+class Kind(NamedTuple):
+    """What a value may be."""
+
+    words: str
+    holds: Callable[[object], bool]
+
+
+def _is_number(x, least: float = 0) -> bool:
+    return type(x) in (int, float) and least <= x <= LARGEST
+
+
+TEXT = Kind("line of text", lambda x: isinstance(x, str) and x.isprintable())
+COUNT = Kind("whole number above 0", lambda x: type(x) is int and _is_number(x, 1))
+AMOUNT = Kind("number of 0 or more", _is_number)
+RATE = Kind("number of 1 or more", lambda x: _is_number(x, 1))
+UNKNOWN_OR = Kind(f"{AMOUNT.words}, or null", lambda x: x is None or _is_number(x))
+LEVEL = Kind("whole number of 0 or more", lambda x: type(x) is int and _is_number(x))
+EACH = "each"  # for the keys of an object that may be any
+# What a line must have to be shown, a list not being empty; measure.measure makes it, and for who
+# reads the JSON also the model's sizes, what each op was computed by (ops) and what told the energy
+# (energy_by).
+FIELDS = dict(
+    platform=TEXT, device=TEXT, devices=COUNT, model_name=TEXT, B=COUNT, T=COUNT, dtype=TEXT,
+    recompute=LEVEL, ops_asked=TEXT, compile_s=AMOUNT, step_ms=[AMOUNT], tokens_per_s=AMOUNT,
+    mfu={"llm.c": AMOUNT, "PaLM": AMOUNT}, peak=dict(flops=AMOUNT, name=TEXT),
+    memory_bytes=UNKNOWN_OR, planned_bytes=AMOUNT, joules_per_step=UNKNOWN_OR,
+    ceilings=dict(copy_bytes_per_s=RATE, matmul_flops=RATE),
+    passes={EACH: dict(flop=AMOUNT, bytes=AMOUNT, ms=UNKNOWN_OR)}, other_ms=UNKNOWN_OR,
+    commit=TEXT, versions={EACH: TEXT}, time=TEXT,
 )  # fmt: skip
 # What measurements of the same thing have in common: of those the last is shown.
 SAME = ("device", "devices", "model_name", "B", "T", "dtype", "recompute", "ops_asked")
 
+REMEDY = "remove the line, or measure again"
 NAMED = 4  # so many lines of a file that are passed over are named one by one
 
 
@@ -58,7 +87,7 @@ def read(paths: list[Path]) -> tuple[list[dict], list[str]]:
         for number, line in enumerate(_lines(path), 1):
             record, problem = parse(line)
             if problem:
-                bad.append(f"{path}, line {number}: {problem}")
+                bad.append(f"{path}, line {number}: {problem}; {REMEDY}")
             elif record:
                 key = tuple(record[name] for name in SAME)
                 if key not in latest or record["time"] >= latest[key]["time"]:
@@ -83,10 +112,34 @@ def parse(line: str) -> tuple[dict | None, str]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):  # which what is in too many brackets ends with
-        return None, "not whole (JSON ends early)"
-    schema = record.get("schema") if isinstance(record, dict) else None
+        return None, "no whole JSON"
+    if not isinstance(record, dict):
+        return None, "no JSON object"
+    if not isinstance(schema := record.get("schema"), str):
+        return None, "without schema"
     if schema != SCHEMA:
-        return None, f"of schema '{schema}', and this program reads '{SCHEMA}'"
-    if missing := [name for name in FIELDS if name not in record]:
-        return None, f"without {missing[0]}"
-    return record, ""
+        return None, f"of schema {schema[:40]!r}, and this program reads {SCHEMA!r}"
+    problem = wrong(record, FIELDS)
+    return (None, problem) if problem else (record, "")
+
+
+def wrong(value, kind: Kind | list | dict, name: str = "") -> str:
+    """What of `value`, which is called `name`, is not of its kind (written as FIELDS is), in words;
+    '' where all is."""
+    if isinstance(kind, Kind):
+        return "" if kind.holds(value) else f"its {name} is no {kind.words}"
+    if isinstance(kind, list):
+        if not isinstance(value, list) or not value:
+            return f"its {name} is no list with something in it"
+        parts = [(one, kind[0], f"{name}[{place}]") for place, one in enumerate(value)]
+    else:
+        if not isinstance(value, dict):
+            return f"its {name} is no object"
+        inside = f"{name}." if name else ""
+        if missing := [key for key in kind if key != EACH and key not in value]:
+            return f"without {inside}{missing[0]}"
+        if odd := [key for key in value if EACH in kind and not TEXT.holds(key)]:
+            return f"its {inside}{odd[0]!a} is no {TEXT.words}"
+        wanted = dict.fromkeys(value, kind[EACH]) if EACH in kind else kind
+        parts = [(value[key], one, f"{inside}{key}") for key, one in wanted.items()]
+    return next((problem for part in parts if (problem := wrong(*part))), "")
