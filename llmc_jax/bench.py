@@ -12,7 +12,7 @@ from pathlib import Path
 from llmc_jax import contestant, program
 from llmc_jax.config import BadInput, option
 from llmc_jax.contestant import Contestant, Task, TaskConfig
-from llmc_jax.files import new_file
+from llmc_jax.files import new_file, refuse_unwritable
 from llmc_jax.machine import describe
 
 RIVALS = Path(__file__).parent.parent / "benchmarks" / "rivals"
@@ -76,10 +76,9 @@ def check(cfg: BenchConfig, names: list[str]) -> None:
                 f"--programs={name} needs {package}; pip install {requirement}, or leave "
                 f"{name} out."
             )
-    if cfg.output and not Path(cfg.output).absolute().parent.is_dir():
-        raise BadInput(f"--output={cfg.output} is in no directory that exists; make it first.")
-    if cfg.output and Path(cfg.output).is_dir():
-        raise BadInput(f"--output={cfg.output} is a directory; name a file.")
+    if cfg.output:
+        refuse_unwritable(cfg.output, "--output=", overwrite=True)
+        read_before(cfg.output)
 
 
 def command(name: str) -> list[str]:
@@ -174,13 +173,18 @@ def median_ms(one: Contestant, cfg: BenchConfig) -> float:
 
 def append(output: str, report: str) -> None:
     """Add the report to the file, a blank line after what is there."""
+    before = read_before(output)
+    with new_file(output, overwrite=True) as file:
+        file.write((before + b"\n\n" if before else b"") + report.encode())
+
+
+def read_before(output: str) -> bytes:
+    """What is in the file, in any encoding, without space at its end. Raises BadInput."""
     path = Path(output)
     try:
-        before = path.read_bytes().rstrip() if path.exists() else b""  # in any encoding
+        return path.read_bytes().rstrip() if path.exists() else b""
     except OSError as error:
         raise BadInput(f"--output={output} cannot be read: {error.strerror}.") from error
-    with new_file(path, overwrite=True) as file:
-        file.write((before + b"\n\n" if before else b"") + report.encode())
 
 
 if __name__ == "__main__":

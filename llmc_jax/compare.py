@@ -14,7 +14,9 @@ from llmc_jax.comparison import charts, page, record, table
 from llmc_jax.comparison.measure import measure
 from llmc_jax.config import BadInput, option
 from llmc_jax.contestant import TaskConfig
-from llmc_jax.files import new_file
+from llmc_jax.files import new_file, refuse_unwritable
+
+SHOWN = ("md", "png", "html")  # table, picture and page
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,11 @@ class CompareConfig(TaskConfig):
 
 def main(cfg: CompareConfig) -> None:
     """Measure, append, show."""
-    first = Path(next(filter(None, cfg.results.split(",")), ""))
+    first = Path(next(iter(patterns(cfg)), ""))
     task = cfg.task(cfg.ops)
     check(cfg, first)
+    output = cfg.output or beside(first)
+    refuse_outputs(output, "--output=" * bool(cfg.output), first)
     if cfg.measure:
         made = measure(task, steps=cfg.steps)
         made |= dict(model_name=cfg.model, ops_asked=cfg.ops)
@@ -51,13 +55,22 @@ def main(cfg: CompareConfig) -> None:
             f"{cfg.model} B={cfg.B} T={cfg.T} {cfg.dtype} --ops={cfg.ops}: "
             f"{table.median_ms(made):,.1f} ms a step, {made['tokens_per_s']:,.0f} tokens/s"
         )
-    records, skipped = record.read(files(cfg.results))
+    records, skipped = record.read(files(patterns(cfg)))
     for one in skipped:
         print(f"passed over: {one}", file=sys.stderr)
     if not records:
         raise BadInput(f"--results={cfg.results} holds no measurement that can be shown.")
-    beside = "compare" if glob.has_magic(str(first)) else str(first.with_suffix(""))
-    show(records, skipped, cfg.output or beside)
+    show(records, skipped, output)
+
+
+def patterns(cfg: CompareConfig) -> list[str]:
+    """The parts of --results."""
+    return [pattern for pattern in cfg.results.split(",") if pattern]
+
+
+def beside(first: Path) -> str:
+    """What --output is where it is not given."""
+    return "compare" if glob.has_magic(str(first)) else str(first.with_suffix(""))
 
 
 def check(cfg: CompareConfig, first: Path) -> None:
@@ -76,16 +89,25 @@ def check(cfg: CompareConfig, first: Path) -> None:
         )
     if cfg.measure:
         record.refuse_others(first)
-    written = dict(results=first if cfg.measure else "", output=cfg.output)
-    for flag, path in written.items():
-        if path and not Path(path).absolute().parent.is_dir():
-            raise BadInput(f"--{flag}={path} is in no directory that exists; make it first.")
+    else:
+        files(patterns(cfg))
 
 
-def files(patterns: str) -> list[Path]:
+def refuse_outputs(output: str, given: str, first: Path) -> None:
+    """Raises BadInput where what is shown cannot be written, or would replace the results."""
+    for suffix in SHOWN:
+        path = f"{output}.{suffix}"
+        refuse_unwritable(path, given, overwrite=True)
+        if Path(path) == first:
+            raise BadInput(
+                f"--results={first} is a name that --output has too; take one as compare.jsonl."
+            )
+
+
+def files(patterns: list[str]) -> list[Path]:
     """The files that --results names. Raises BadInput where a pattern matches none."""
     paths = []
-    for pattern in filter(None, patterns.split(",")):
+    for pattern in patterns:
         found = sorted(glob.glob(pattern))
         if not found:
             raise BadInput(
@@ -97,15 +119,15 @@ def files(patterns: str) -> list[Path]:
 
 def show(records: list[dict], skipped: list[str], output: str) -> None:
     """Write table, picture and page, and say where they are."""
-    shown = {
-        "md": table.markdown(records, skipped).encode(),
-        "png": charts.picture(records),
-        "html": page.html(records, skipped).encode(),
-    }
-    for suffix, data in shown.items():
+    shown = (
+        table.markdown(records, skipped).encode(),
+        charts.picture(records),
+        page.html(records, skipped).encode(),
+    )
+    for suffix, data in zip(SHOWN, shown, strict=True):
         with new_file(f"{output}.{suffix}", overwrite=True) as file:
             file.write(data)
-    print(f"shown in   {', '.join(f'{output}.{suffix}' for suffix in shown)}")
+    print(f"shown in   {', '.join(f'{output}.{suffix}' for suffix in SHOWN)}")
 
 
 if __name__ == "__main__":

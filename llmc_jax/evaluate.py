@@ -19,7 +19,7 @@ from llmc_jax.evaluation import multiple_choice, text
 from llmc_jax.evaluation.fetch import fetch_hellaswag, fetch_mmlu
 from llmc_jax.evaluation.questions import read_questions
 from llmc_jax.evaluation.scorer import make_scorer
-from llmc_jax.files import new_file
+from llmc_jax.files import new_file, refuse_unwritable
 from llmc_jax.trained import Trained, TrainedConfig, open_by_flags
 from llmc_jax.training import memory
 
@@ -114,12 +114,8 @@ def check(cfg: EvaluateConfig) -> None:
         raise BadInput("--val_batches=0 is no batch; leave the loss out of --tasks.")
     if cfg.details and not cfg.output:
         raise BadInput("--details needs --output, the file that they are written to.")
-    if cfg.output and Path(cfg.output).is_dir():
-        raise BadInput(f"--output={cfg.output} is a directory; name a file.")
-    if cfg.output and Path(cfg.output).exists() and not cfg.overwrite:
-        raise BadInput(f"--output={cfg.output} exists; add --overwrite, or name another file.")
-    if cfg.output and not Path(cfg.output).parent.is_dir():
-        raise BadInput(f"--output={cfg.output} is in a directory that does not exist; make it.")
+    if cfg.output:
+        refuse_unwritable(cfg.output, "--output=", overwrite=cfg.overwrite)
 
 
 def task_names(cfg: EvaluateConfig) -> list[str]:

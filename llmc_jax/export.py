@@ -15,6 +15,7 @@ import numpy as np
 
 from llmc_jax import ops, program
 from llmc_jax.config import MODELS, BadInput, ModelConfig, is_descriptor, option
+from llmc_jax.files import refuse_unwritable, refuse_unwritable_folder
 from llmc_jax.interop import huggingface, llmc, llmc_state
 from llmc_jax.interop.source import open_model
 from llmc_jax.lock import locked
@@ -24,7 +25,7 @@ from llmc_jax.models.initialize import initialize
 from llmc_jax.trained import choose_step
 from llmc_jax.training import parallel, placement
 from llmc_jax.training.checkpoint import Checkpointer
-from llmc_jax.training.run_dir import RunDir, open_run_dir
+from llmc_jax.training.run_dir import RunDir, find_run_dir, open_run_dir
 from llmc_jax.training.step import init_state, state_shapes
 
 LLMC_DTYPES = {"llmc": "float32", "llmc_bf16": "bfloat16"}
@@ -86,12 +87,17 @@ def check_output(cfg: ExportConfig) -> None:
     path = Path(cfg.output)
     if cfg.format in LLMC_DTYPES and path.is_dir():
         raise BadInput(f"--output={path} is a directory; --format={cfg.format} writes a file.")
-    if cfg.format in LLMC_DTYPES and not path.parent.is_dir():
-        raise BadInput(f"--output={path}: there is no directory {path.parent}; make it first.")
-    if cfg.format not in LLMC_DTYPES and path.is_file():
+    if cfg.format in LLMC_DTYPES:
+        return refuse_unwritable(path, "--output=", overwrite=cfg.overwrite)
+    if path.is_file():
         raise BadInput(
             f"--output={path} is a file; --format={cfg.format} writes a directory, so name another."
         )
+    if cfg.format == "hf":
+        huggingface.refuse_to_replace(path, overwrite=cfg.overwrite)
+    else:
+        find_run_dir(cfg.output, resume=False, flag="output")
+    refuse_unwritable_folder(path, "--output=")
 
 
 def read_source(cfg: ExportConfig) -> Source:

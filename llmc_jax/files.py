@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,12 +20,9 @@ def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[BinaryIO]
     Raises BadInput where `path` exists and is not to be overwritten, or cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _temporary(path)
     try:
-        if path.exists() and not overwrite:
-            raise BadInput(f"{path} exists; add --overwrite to replace it, or name another file.")
-        if path.exists() and not path.is_file():  # a device would be replaced
-            raise BadInput(f"{path} is no file that can be replaced; name another.")
+        _refuse_what_is_there(path, overwrite=overwrite)
         with open(temporary, "wb") as file:
             yield file
             file.flush()
@@ -36,6 +34,59 @@ def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[BinaryIO]
     finally:
         with suppress(OSError):  # it is what went wrong first that is said
             temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
+
+
+def _refuse_what_is_there(path: Path, *, overwrite: bool, given: str = "") -> None:
+    """Raises BadInput where there is something at `path` that is not to be replaced."""
+    if path.is_dir():
+        raise BadInput(f"{given}{path} is a directory; name a file.")
+    if path.exists() and not path.is_file():  # a device would be replaced
+        raise BadInput(f"{given}{path} is no file that can be replaced; name another.")
+    if path.exists() and not overwrite:
+        raise BadInput(
+            f"{given}{path} exists; add --overwrite to replace it, or name another file."
+        )
+
+
+def refuse_unwritable(path: str | Path, given: str = "", *, overwrite: bool = False) -> None:
+    """Raises BadInput where `new_file` would, for all but a disk that is full by then: to be asked
+    before there is a result that would be lost.
+
+    given: what the path is said behind, as --output=. A file without a name is made and removed.
+    """
+    path = Path(path)
+    try:
+        _refuse_what_is_there(path, overwrite=overwrite, given=given)
+        _temporary(path).exists()  # its name may be too long where that of `path` is not
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.parent.exists():
+            raise BadInput(
+                f"{given}{path} is in no directory that exists; make it first."
+            ) from error
+        raise BadInput(
+            f"{given}{path} cannot be written: {error.strerror}; name another."
+        ) from error
+
+
+def refuse_unwritable_folder(path: str | Path, given: str = "") -> None:
+    """Raises BadInput where files could not be made in a folder, nor it where it is not there; it
+    is not made. As `refuse_unwritable` says."""
+    path = Path(path)
+    try:
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        how = "written" if os.path.isdir(path) else "made"  # Path.is_dir may fail as that did
+        raise BadInput(
+            f"{given}{path} cannot be {how}: {error.strerror}; name another directory."
+        ) from error
 
 
 def sync(path: Path) -> None:

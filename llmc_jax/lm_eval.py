@@ -4,10 +4,12 @@ python -m llmc_jax.lm_eval --model_args run=runs/books --tasks hellaswag --batch
 """
 
 import sys
+from pathlib import Path
 
 from llmc_jax import program, screen
 from llmc_jax.config import BadInput, from_home
 from llmc_jax.evaluation.harness import Harness
+from llmc_jax.files import refuse_unwritable_folder
 from llmc_jax.trained import TrainedConfig, open_by_flags
 
 NAME = "llmc_jax"  # of --model
@@ -81,6 +83,17 @@ def register() -> type:
     return LlmcJax
 
 
+def refuse_output(words: list[str]) -> None:
+    """Raises BadInput where the harness, which tries it when all is evaluated, could not write to
+    --output_path, a folder or PATH.json."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        value = Path(value if equals else following).expanduser()
+        if flag in ("--output_path", "-o"):
+            folder = value.parent if value.suffix == ".json" else value
+            refuse_unwritable_folder(folder, f"{flag}: ")
+
+
 def main() -> int:
     """lm_eval's command line; exit status 2 for what cannot be used."""
     words = sys.argv[1:]
@@ -93,6 +106,7 @@ def main() -> int:
         return 0
     from lm_eval.__main__ import cli_evaluate
 
+    refuse_output(words)
     if words[:1] not in (["ls"], ["validate"]):
         words = ["run", "--model", NAME, *words[words[:1] == ["run"] :]]
     sys.argv[1:] = words

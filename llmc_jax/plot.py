@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llmc_jax import program
 from llmc_jax.config import BadInput, option
+from llmc_jax.files import refuse_unwritable
 from llmc_jax.view.curves import read_runs
 from llmc_jax.view.levels import levels
 from llmc_jax.view.page import save_page
@@ -44,6 +45,8 @@ def main(paths: list[str], cfg: PlotConfig) -> None:
             f"--output={cfg.output} names only a directory; give PATH of PATH.png and PATH.html."
         )
     picture, page = (output.with_name(output.name + end) for end in (".png", ".html"))
+    for path in (picture, page):
+        refuse_unwritable(path, "--output=" * bool(cfg.output), overwrite=True)
     save_picture(runs, picture, panels_of(runs), beside)
     save_page(runs, page, beside)
     for run in runs:

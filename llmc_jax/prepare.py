@@ -21,6 +21,7 @@ from llmc_jax.data.sources import (
     tinyshakespeare,
     tinystories,
 )
+from llmc_jax.files import refuse_unwritable_folder
 from llmc_jax.lock import locked
 
 MAX_TOKENS = 2**31 - 1  # a shard's header counts in int32
@@ -105,6 +106,7 @@ def main(cfg: PrepareConfig) -> None:
         )
     if cfg.shard_tokens > MAX_TOKENS:
         raise BadInput(f"--shard_tokens={cfg.shard_tokens} is too many: at most {MAX_TOKENS}.")
+    refuse_unwritable_folder(folder, "--output_dir=")  # a source may be downloaded first
     source = None if cfg.source == "fineweb_shards" else _source(cfg)
     stem = source.stem if source else fineweb.STEMS[cfg.fineweb_type]
     _make_folder(folder)

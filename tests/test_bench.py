@@ -149,11 +149,14 @@ def test_a_table_is_appended_or_nothing_is_changed(tmp_path):
         (dict(programs="autodiff"), "which only a clone of the repository has"),
         (dict(output="nowhere/out.md"), "--output=nowhere/out.md is in no directory"),
         (dict(output="."), "--output=. is a directory; name a file"),
+        (dict(output="pytorch.py/x"), "--output=pytorch.py/x cannot be written: Not a directory"),
+        (dict(output="/dev/full"), "--output=/dev/full is no file that can be replaced; name an"),
     ],
 )
 def test_bad_input_before_anything_is_started(monkeypatch, tmp_path, options, message):
     (tmp_path / "pytorch.py").touch()
     monkeypatch.setattr(bench, "RIVALS", tmp_path)
+    monkeypatch.setattr(bench, "race", lambda *_: pytest.fail("raced"))
     monkeypatch.setitem(bench.NEEDS, "pytorch", ("no_such_package", "it==1"))
     with pytest.raises(BadInput, match=message):
         bench.main(BenchConfig(**(dict(model="tiny", T=16, programs="jnp") | options)))

@@ -217,18 +217,26 @@ def test_bars_are_as_long_as_their_numbers():
         (dict(results="no/where.jsonl"), "no/where.jsonl is in no directory that exists"),
         (dict(results=","), "--results=, names no file; give one"),
         (dict(output=".", measure=False), r"--output=\. names only a directory; give PATH"),
-        (dict(output="no/where"), "--output=no/where is in no directory that exists"),
+        (dict(output="no/where"), "--output=no/where.md is in no directory that exists"),
+        (dict(output="taken"), "--output=taken.html is a directory; name a file"),
+        (dict(results="taken.jsonl"), "^taken.html is a directory; name a file"),
+        (dict(output="empty/x"), "--output=empty/x.md cannot be written: Not a directory"),
+        (dict(results="empty/x"), "--results=empty/x cannot be written: Not a directory"),
+        (dict(results="empty.md"), "--results=empty.md is a name that --output has too"),
+        (dict(results="/dev/full"), "/dev/full cannot be read: it is a pipe or a device"),
         (dict(measure=False, results="no/*.none"), "--results=no/\\*.none matches no file; name"),
         (dict(measure=False, results="empty"), "--results=empty holds no measurement"),
         (dict(measure=False, results="a folder"), "a folder cannot be read: Is a directory"),
     ],
 )
-def test_bad_input_is_one_sentence(options, message):
+def test_bad_input_is_one_sentence(monkeypatch, options, message):
     Path("empty").touch()
     Path("a folder").mkdir()
+    Path("taken.html").mkdir()
+    monkeypatch.setattr(measure, "prepare_step", lambda *_: pytest.fail("measured"))
     with pytest.raises(BadInput, match=message):
         compare.main(CompareConfig(**(dict(model="tiny", B=2, T=16) | options)))
-    assert sorted(path.name for path in Path().iterdir()) == ["a folder", "empty"]
+    assert sorted(path.name for path in Path().iterdir()) == ["a folder", "empty", "taken.html"]
 
 
 def zone(folder: Path, name: str, before: int, after: int):

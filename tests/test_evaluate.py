@@ -164,10 +164,11 @@ def test_what_is_not_given_is_downloaded(folder, monkeypatch, tmp_path):
         (dict(val_batches=0), "--val_batches=0 is no batch"),
         (dict(sequence_length=33), "--sequence_length=33 must be from 1 to 32"),
         (dict(details=True), "--details needs --output"),
-        (dict(output="/nowhere/x.json"), "--output=/nowhere/x.json is in a directory"),
+        (dict(output="/nowhere/x.json"), "--output=/nowhere/x.json is in no directory"),
         (dict(output=".", overwrite=True), "--output=. is a directory; name a file"),
         (dict(output="/"), "--output=/ is a directory; name a file"),
         (dict(output=__file__), "--output=.* exists; add --overwrite"),
+        (dict(output=f"{__file__}/x"), "--output=.*/x cannot be written: Not a directory; name an"),
     ],
 )
 def test_bad_input(folder, options, message):

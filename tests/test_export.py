@@ -217,16 +217,24 @@ def test_a_run_of_llm_c_goes_on_where_it_was(of_llm_c, was, now, message):
         (dict(source="{tmp}", output="x"), "holds no checkpoint.* is written hf:"),
         (dict(source="{tmp}/none.bin", output="x"), r"--source=.*none\.bin: there is no such file"),
         (dict(source="runs/nope", output="x"), "--source=runs/nope: there is no such file or dir"),
-        (dict(source="d6", output="{tmp}/none/x"), "there is no directory .*/none; make it first"),
+        (dict(source="d6", output="{tmp}/none/x"), "--output=.*/none/x is in no directory"),
         (dict(source="d6", output="{tmp}"), "is a directory; --format=llmc writes a file"),
+        (dict(source="d6", output=__file__), "--output=.*py exists; add --overwrite to replace"),
+        (dict(source="d6", output="/proc/x"), "--output=/proc/x cannot be written: No such file"),
+        (
+            dict(source="d6", output="/proc/x/y", format="hf"),
+            "--output=/proc/x/y cannot be made: No such",
+        ),
+        (dict(source="d6", output="/proc/x", format="checkpoint"), "--output=/proc/x cannot be ma"),
         (dict(source="d6", output=__file__, format="hf"), "is a file; --format=hf writes a direct"),
     ],
 )
-def test_bad_input_is_named(tmp_path, options, message):
+def test_bad_input_is_named(tmp_path, monkeypatch, options, message):
     options = {
         name: value.replace("{tmp}", str(tmp_path)) if isinstance(value, str) else value
         for name, value in options.items()
     }
+    monkeypatch.setattr(export, "initialize", lambda *_, **__: pytest.fail("made"))
     with pytest.raises(BadInput, match=message):
         export.main(ExportConfig(**options))
 

@@ -2,12 +2,13 @@
 
 import os
 import resource
+from contextlib import nullcontext
 
 import pytest
 
 from llmc_jax import files
 from llmc_jax.config import BadInput
-from llmc_jax.files import new_file
+from llmc_jax.files import new_file, refuse_unwritable, refuse_unwritable_folder
 
 
 def write(path, **options) -> None:
@@ -65,3 +66,38 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
         write(tmp_path / "pipe", overwrite=True)
     with pytest.raises(BadInput, match="cannot be written: File name too long"):
         write(tmp_path / ("a" * 300))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("new", ""),
+        ("none/new", "--output=.*/none/new is in no directory that exists; make it first"),
+        ("old/new", "--output=.*/old/new cannot be written: Not a directory; name another"),
+        ("old", "--output=.*/old exists; add --overwrite to replace it, or name another file"),
+        (".", "--output=.* is a directory; name a file"),
+        ("a" * 253, "cannot be written: File name too long"),  # as new_file's temporary name
+        ("/proc/new", "--output=/proc/new cannot be written: No such file or directory; name ano"),
+        ("/dev/full", "--output=/dev/full is no file that can be replaced"),
+    ],
+)
+def test_what_cannot_be_written_is_known_before(tmp_path, path, message):
+    """And nothing is left behind, nor changed."""
+    (tmp_path / "old").write_text("old")
+    with pytest.raises(BadInput, match=message) if message else nullcontext():
+        refuse_unwritable(tmp_path / path, "--output=")
+    if message:
+        with pytest.raises(BadInput):
+            write(tmp_path / path)
+    refuse_unwritable(tmp_path / "old", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_folder_that_cannot_be_made_is_known_before(tmp_path):
+    (tmp_path / "old").touch()
+    refuse_unwritable_folder(tmp_path)
+    refuse_unwritable_folder(tmp_path / "a" / "b")
+    for path in (tmp_path / "old", tmp_path / "old" / "a", "/proc/new", tmp_path / ("N" * 300)):
+        with pytest.raises(BadInput, match=f"^--output_dir={path} cannot be made: (N|File n)"):
+            refuse_unwritable_folder(path, "--output_dir=")
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]

@@ -27,10 +27,14 @@ def test_output_names_both_files(tmp_path):
     run = write(tmp_path / "one", "main.log", MAIN_LOG + "s:3 trl:")
     plot.main([str(run)], plot.PlotConfig(output=f"{tmp_path}/a.b", levels=""))
     assert {"a.b.png", "a.b.html"} <= {path.name for path in tmp_path.iterdir()}
-    with pytest.raises(BadInput, match=r"nowhere/plot.png cannot be written: No such file"):
+    with pytest.raises(BadInput, match=r"--output=.*nowhere/plot.png is in no directory"):
         plot.main([str(run)], plot.PlotConfig(output=f"{tmp_path}/nowhere/plot"))
     with pytest.raises(BadInput, match=r"--levels=125M: there is no '125M'; write some of 124M"):
         plot.main([str(run)], plot.PlotConfig(levels="125M"))
+    (tmp_path / "half.html").mkdir()
+    with pytest.raises(BadInput, match=r"half\.html is a directory; name a file"):
+        plot.main([str(run)], plot.PlotConfig(output=f"{tmp_path}/half"))
+    assert not (tmp_path / "half.png").exists()
 
 
 def test_a_run_may_have_any_name(tmp_path, monkeypatch):

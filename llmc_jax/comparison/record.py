@@ -5,9 +5,10 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from llmc_jax.config import BadInput
+from llmc_jax.files import refuse_no_file, refuse_unwritable
 
 SCHEMA = "llmc_jax.compare 1"
 LARGEST = 1e30  # of a number: what is computed from such is finite
@@ -51,9 +52,11 @@ NAMED = 4  # so many lines of a file that are passed over are named one by one
 
 
 def refuse_others(path: Path) -> None:
-    """Raises BadInput where the file has a line that is no measurement, whole, old or cut short."""
+    """Raises BadInput where the file has a line that is no measurement, whole, old or cut short, or
+    where nothing can be appended to it."""
+    refuse_no_file(path)
     if not path.exists():
-        return
+        return refuse_unwritable(path, "--results=")
     begins = f'{{"schema": "{SCHEMA.split()[0]} '
     for number, line in enumerate(_lines(path), 1):
         if line.strip() and not (line.startswith(begins) or begins.startswith(line)):
@@ -61,19 +64,31 @@ def refuse_others(path: Path) -> None:
                 f"--results={path} is another program's: its line {number} is no measurement; name "
                 f"another file to append to."
             )
+    _open(path).close()
 
 
 def append(path: Path, record: dict) -> None:
     """Add a line. A line that was cut short before it stays a line of its own."""
     line = json.dumps(dict(schema=SCHEMA, time=time.strftime("%Y-%m-%d %H:%M:%S")) | record) + "\n"
     try:
-        with open(path, "ab+") as file:
+        with _open(path) as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 line = line if file.read() == b"\n" else "\n" + line
             file.write(line.encode())
     except OSError as error:
-        raise BadInput(f"--results={path} cannot be written: {error.strerror}.") from error
+        raise _unwritable(path, error) from error
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return open(path, "ab+")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> BadInput:
+    return BadInput(f"--results={path} cannot be written: {error.strerror}; name another file.")
 
 
 def read(paths: list[Path]) -> tuple[list[dict], list[str]]:

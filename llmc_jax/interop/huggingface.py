@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from llmc_jax.config import BadInput, ModelConfig, refuse_impossible
-from llmc_jax.files import new_file
+from llmc_jax.files import new_file, refuse_unwritable
 from llmc_jax.models import gpt2
 from llmc_jax.models.gpt2 import Block, Params
 
@@ -137,11 +137,7 @@ def write_model(
     read them instead.
     """
     folder = Path(folder)
-    if (folder / INDEX).exists() and not overwrite:
-        raise BadInput(
-            f"{folder / INDEX} exists; add --overwrite to replace its model, or name another "
-            f"directory."
-        )
+    refuse_to_replace(folder, overwrite=overwrite)
     tensors = {
         "wte.weight": params.wte[: cfg.V],
         "wpe.weight": params.wpe,
@@ -164,6 +160,18 @@ def write_model(
         with new_file(folder / WEIGHTS, overwrite=overwrite) as weights:
             weights.write(save(tensors, metadata={"format": "pt"}))
     _remove_shards(folder)
+
+
+def refuse_to_replace(folder: Path, *, overwrite: bool) -> None:
+    """Raises BadInput where `write_model` would, for what is in the folder already."""
+    if (folder / INDEX).exists() and not overwrite:
+        raise BadInput(
+            f"{folder / INDEX} exists; add --overwrite to replace its model, or name another "
+            f"directory."
+        )
+    if folder.is_dir():
+        for name in ("config.json", WEIGHTS):
+            refuse_unwritable(folder / name, overwrite=overwrite)
 
 
 def _remove_shards(folder: Path) -> None:

@@ -69,8 +69,18 @@ def find_checkpoints(run: str) -> Path:
 
 
 def open_run_dir(output_dir: str, *, resume: bool, flag: str = "output_dir") -> RunDir:
-    """The run directory, created if need be. Raises BadInput, which names `flag`, where another
-    run is in it, or what is none."""
+    """The run directory, created if need be. Raises BadInput as `find_run_dir` does."""
+    run = find_run_dir(output_dir, resume=resume, flag=flag)
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unmakable(output_dir, flag, error) from error
+    return run
+
+
+def find_run_dir(output_dir: str, *, resume: bool, flag: str = "output_dir") -> RunDir:
+    """The run directory, which need not be there. Raises BadInput, which names `flag`, where
+    another run is in it, or what is none."""
     run = RunDir(Path(output_dir))
     try:  # it may have a name that cannot even be looked for
         if run.holds_a_run() and not resume:
@@ -84,9 +94,12 @@ def open_run_dir(output_dir: str, *, resume: bool, flag: str = "output_dir") -> 
             raise BadInput(
                 f"{run.checkpoints} is no directory; remove it, or name another --{flag}."
             )
-        run.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(
-            f"--{flag}={output_dir} cannot be made: {error.strerror}; name another directory."
-        ) from error
+        raise _unmakable(output_dir, flag, error) from error
     return run
+
+
+def _unmakable(output_dir: str, flag: str, error: OSError) -> BadInput:
+    return BadInput(
+        f"--{flag}={output_dir} cannot be made: {error.strerror}; name another directory."
+    )

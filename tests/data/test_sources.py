@@ -154,6 +154,16 @@ def test_unusable_text_is_named(text_config, tmp_path, content, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_fetched(
+    text_config, tmp_path, monkeypatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(prepare, "_source", lambda _: pytest.fail("fetched"))
+    cfg = dataclasses.replace(text_config, output_dir=f"{tmp_path}/file/out")
+    with pytest.raises(BadInput, match=r"--output_dir=.*/out cannot be made: Not a directory"):
+        prepare.main(cfg)
+
+
 def test_a_pipe_is_no_input(text_config, tmp_path):
     """It would be read twice."""
     os.mkfifo(tmp_path / "pipe")

@@ -119,6 +119,17 @@ def test_a_model_with_another_vocabulary_answers_what_it_can(harness, monkeypatc
             ask([("Tea", more)])
 
 
+@pytest.mark.parametrize("words", [["--output_path=old/a.json"], ["-o", "old/a"], ["-o", "old"]])
+def test_where_nothing_can_be_written_nothing_is_evaluated(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").touch()
+    (tmp_path / "a.json").touch()
+    flag, _, _ = words[0].partition("=")
+    with pytest.raises(BadInput, match=f"^{flag}: old.* cannot be (made|written): Not a directory"):
+        lm_eval.refuse_output(["--tasks", "x", *words])
+    lm_eval.refuse_output(["-o", "a.json", "--output_path=new/folder", "--tasks"])
+
+
 def test_without_lm_eval_there_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     monkeypatch.setattr(sys, "argv", ["lm_eval", "--tasks", "x"])
