@@ -49,7 +49,10 @@ class PlanConfig(TrainConfig):
         "three quarters that JAX takes), or of the one here",
     )
     num_devices: int = option(
-        0, "how many of them, in all processes; 0: N of --devices=cpu:N, or one", minimum=0
+        0,
+        "how many of them, in all processes; 0: in each of --num_processes N of --devices=cpu:N, "
+        "or one",
+        minimum=0,
     )
     mfu: float = option(0.4, "part of the device's peak that the step reaches", minimum=0.001)
     tokens: int = option(
@@ -67,7 +70,7 @@ def main(cfg: PlanConfig) -> None:
     if cfg.mfu > 1:
         raise BadInput(f"--mfu={cfg.mfu} is a part of the peak, 1 at most; 40 % are written 0.4.")
     virtual = parallel.select_devices(cfg.devices)
-    cfg = dataclasses.replace(cfg, num_devices=cfg.num_devices or virtual or 1)
+    cfg = dataclasses.replace(cfg, num_devices=count_devices(cfg, virtual))
     model, _ = open_model(cfg.model)
     refuse_long_sequences(cfg, model)
     device = (
@@ -95,6 +98,25 @@ def main(cfg: PlanConfig) -> None:
     if cfg.check:
         print(check(chosen, model, cfg, platform, planned))
     print("\n" + work(model, cfg, device))
+
+
+def count_devices(cfg: PlanConfig, virtual: int) -> int:
+    """The devices of all processes, `virtual` (0: not said) in each. Raises BadInput where
+    --num_devices is a number that training would not have."""
+    processes = max(1, cfg.num_processes)
+    if not cfg.num_devices:
+        return processes * (virtual or 1)
+    if cfg.num_processes > 0 and virtual and cfg.num_devices != processes * virtual:
+        raise BadInput(
+            f"--num_devices={cfg.num_devices} is another number than --devices={cfg.devices} gives "
+            f"--num_processes={processes}, {processes * virtual}; leave it out."
+        )
+    if virtual and cfg.num_devices % virtual:
+        raise BadInput(
+            f"--num_devices={cfg.num_devices} is no multiple of the {virtual} that "
+            f"--devices={cfg.devices} gives each process; leave one of the two out."
+        )
+    return cfg.num_devices
 
 
 def memory_limit(cfg: PlanConfig, device: Device | None) -> int:

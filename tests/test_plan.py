@@ -52,12 +52,30 @@ def test_virtual_devices_are_counted_unless_another_number_is_given(monkeypatch,
     monkeypatch.setattr(plan.parallel, "select_devices", lambda _: 2)
     planned = memory.Memory(0, 0, 0, {}, 2**30, "")
     monkeypatch.setattr(memory, "step_memory", lambda *_: planned)
-    for options, told in ((dict(), "2 x"), (dict(num_devices=4), "4 x")):
+    for options, told in (
+        (dict(), "2 x"),
+        (dict(num_devices=4), "4 x"),  # in two processes
+        (dict(num_processes=3), "6 x"),
+        (dict(num_processes=2, num_devices=4), "4 x"),
+    ):
         plan.main(cfg(devices="cpu:2", ops="jnp", memory="1GiB", **options))
         screen = capsys.readouterr().out
         assert f"device   {told}" in screen
         # that is no largest, but where the search ends
         assert "\nfits; every --batch_size up to 65,535 does (more were not looked at)" in screen
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(num_devices=2), "--num_devices=2 is no multiple of the 4 that --devices=cpu:4 gives"),
+        (dict(num_devices=4, num_processes=2), "--devices=cpu:4 gives --num_processes=2, 8; leave"),
+        (dict(num_devices=8, num_processes=1), "--devices=cpu:4 gives --num_processes=1, 4; leave"),
+    ],
+)
+def test_another_number_of_devices_than_training_would_have_is_refused(options, message):
+    with pytest.raises(BadInput, match=message):
+        plan.count_devices(cfg(devices="cpu:4", **options), 4)
 
 
 def test_check_compares_with_xla_and_nothing_is_run(capsys):
