@@ -87,6 +87,18 @@ DECIDING = {
     "parquet": ["field", "val_fraction", "shard_tokens"],
 }
 
+# What else each source reads.
+READING = {
+    "pystdlib": ["workers"],
+    "tinyshakespeare": ["input", "download_dir", "workers"],
+    "tinystories": ["input", "download_dir", "hub", "workers"],
+    "fineweb": ["input", "download_dir", "hub", "workers"],
+    "fineweb_shards": ["max_shards", "hub"],
+    "text": ["input", "workers"],
+    "jsonl": ["input", "workers"],
+    "parquet": ["input", "workers"],
+}
+
 
 def main(cfg: PrepareConfig) -> None:
     """Write STEM_train_000000.bin, STEM_val_000000.bin, ... and their manifest.json.
@@ -104,6 +116,7 @@ def main(cfg: PrepareConfig) -> None:
             f"--source={cfg.source} reads no --input; leave it out, or take --source=text (jsonl, "
             f"parquet)."
         )
+    refuse_unused(cfg.source, program.given())
     if cfg.shard_tokens > MAX_TOKENS:
         raise BadInput(f"--shard_tokens={cfg.shard_tokens} is too many: at most {MAX_TOKENS}.")
     refuse_unwritable_folder(folder, "--output_dir=")  # a source may be downloaded first
@@ -115,6 +128,17 @@ def main(cfg: PrepareConfig) -> None:
             print(remark)
         manifest = _make(cfg, folder, stem, source)
     print(how_to_train(f"{folder}/{stem}", [shard.file for shard in manifest.shards]))
+
+
+def refuse_unused(source: str, given: set[str]) -> None:
+    """Raises BadInput where a flag that is `given` is of other sources only."""
+    uses = {name: {*DECIDING[name], *READING[name]} for name in DECIDING}
+    for flag in sorted(given & set().union(*uses.values()) - uses[source]):
+        others = [name for name in uses if flag in uses[name]]
+        raise BadInput(
+            f"--source={source} does not use --{flag}; leave it out, or take a source "
+            f"that does: {', '.join(others)}."
+        )
 
 
 def how_to_train(stem: str, files: list[str]) -> str:

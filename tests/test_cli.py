@@ -127,6 +127,11 @@ def test_bad_input_to_train(results, folder, name):
             ["--source=text", f"--input={__file__}", f"--output_dir={__file__}/out"],
             "cannot be made",
         ),
+        (
+            "prepare",  # set to what it is anyway, it is still nothing that text has
+            ["--source=text", "--input=a.txt", "--field=text"],
+            "error: --source=text does not use --field; leave it out, or take a source that ",
+        ),
         ("generate", ["--run=/nowhere"], "--run=/nowhere is no directory"),
         ("generate", ["--model=o.bin", "--step=3"], "--step=3 is of a run's checkpoints, and --"),
     ],

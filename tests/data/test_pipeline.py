@@ -46,7 +46,8 @@ def small_batches(monkeypatch):
 
 def command(cfg, **changes) -> list[str]:
     options = dataclasses.asdict(dataclasses.replace(cfg, **changes))
-    flags = [f"--{name}={value}" for name, value in options.items() if name != "verify"]
+    usual = dataclasses.asdict(PrepareConfig())
+    flags = [f"--{name}={value}" for name, value in options.items() if value != usual[name]]
     return [sys.executable, "-m", "llmc_jax.prepare", *flags]
 
 

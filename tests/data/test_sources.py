@@ -171,6 +171,19 @@ def test_a_pipe_is_no_input(text_config, tmp_path):
         prepare.main(dataclasses.replace(text_config, input=f"{tmp_path}/pipe"))
 
 
+@pytest.mark.parametrize("source", prepare.DECIDING)
+def test_every_source_says_what_it_uses(source):
+    """Each flag is for all sources, or named by those that use it; another's is refused."""
+    for_all = {"source", "output_dir", "verify"}
+    flags = {field.name for field in dataclasses.fields(PrepareConfig)} - for_all
+    uses = {*prepare.DECIDING[source], *prepare.READING[source]}
+    assert uses <= flags
+    prepare.refuse_unused(source, uses | for_all | {"flagfile"})
+    for flag in flags - uses:
+        with pytest.raises(BadInput, match=f"^--source={source} does not use --{flag}; leave it"):
+            prepare.refuse_unused(source, {flag})
+
+
 def test_missing_input_is_named(text_config):
     folder = text_config.input.removesuffix("/*.txt")
     for source, input, message in (
