@@ -132,11 +132,12 @@ def test_a_file_of_damaged_lines_alone_shows_nothing(capsys):
     assert "a.jsonl, line 1: no whole JSON; remove" in told and "line 2: its B is no" in told
 
 
-def test_names_are_drawn_as_they_are_written():
-    """And not as formulas, which they need not be."""
-    name = r"a$\frac$"
+def test_names_are_drawn_as_they_are_written(recwarn):
+    """And not as formulas, which they need not be; whatever letters they have."""
+    name = r"a$\frac$ 运"
     one = example(device=name, passes={name: dict(flop=1, bytes=1, ms=1.0)})
     assert charts.picture([one]).startswith(b"\x89PNG")
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
 
 
 def test_of_many_lines_that_cannot_be_read_few_are_named():

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from llmc_jax import plot
+from llmc_jax import letters, plot
 from llmc_jax.config import BadInput
 from llmc_jax.view import picture
 from tests.view.test_curves import MAIN_LOG, write
@@ -46,6 +46,26 @@ def test_a_run_may_have_any_name(tmp_path, monkeypatch):
     legend = [text.get_text().strip() for text in figures[0].axes[0].get_legend().get_texts()]
     close(figures[0])
     assert [name.split(",")[0] for name in legend] == ["a$x_{$", "a$x_{$", "_b", "_b"]
+
+
+def test_a_name_in_any_script_is_drawn_without_a_word(tmp_path, recwarn):
+    """By the first font that has its letters; where none has (U+E005 is nobody's), as boxes."""
+    run = write(tmp_path / "运行 \ue005", "main.log", MAIN_LOG)
+    plot.main([str(run)], plot.PlotConfig())
+    assert (run / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+def test_letters_are_taken_from_the_fonts_that_have_them():
+    """matplotlib brings STIX along, with letters that its usual font lacks."""
+    usual = letters.fonts_for(["abc"])
+    lacking = letters.letters_of(["STIXGeneral"]) - letters.letters_of(usual)
+    letter = min(letter for letter in lacking if letter.isprintable())
+    *first, other = letters.fonts_for(["abc", letter])
+    assert first == usual and letter in letters.letters_of([other])
+    with letters.drawn([letter]):
+        assert picture.plt.Text(text=letter).get_fontfamily() == [*usual, other]
+    assert picture.plt.rcParams["font.family"] == usual
 
 
 @pytest.mark.parametrize("output", [".", "/", "..", "./"])

@@ -5,6 +5,7 @@ from collections import Counter
 
 import matplotlib
 
+from llmc_jax import letters
 from llmc_jax.comparison.table import GIB, passes, title, workload
 
 matplotlib.use("Agg")
@@ -16,6 +17,11 @@ BEYOND = 20  # a log scale where values differ by more than this factor
 def picture(records: list[dict]) -> bytes:
     """The PNG."""
     names = [f"{title(r)}\n{workload(r)}" for r in records]
+    with letters.drawn([*names, *(name for r in records for name in r["passes"])]):
+        return _picture(records, names)
+
+
+def _picture(records: list[dict], names: list[str]) -> bytes:
     height = 1.8 + 0.52 * len(records)
     figure, axes = plt.subplots(2, 2, figsize=(14, 2 * height), dpi=80)
     bars(axes[0, 0], names, [r["tokens_per_s"] for r in records], "tokens/s", "{:,.0f}")

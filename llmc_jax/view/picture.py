@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 
+from llmc_jax import letters
 from llmc_jax.files import new_file
 from llmc_jax.view.curves import Run, smooth
 from llmc_jax.view.levels import Level
@@ -22,6 +23,11 @@ def save_picture(
 ) -> None:
     """Draw `panels` of the runs over each other; the file appears whole or not at all. Raises
     BadInput where it cannot be written."""
+    with letters.drawn([run.name for run in runs]):
+        _save(runs, path, panels, levels)
+
+
+def _save(runs: list[Run], path: Path, panels: list[Panel], levels: tuple[Level, ...]) -> None:
     columns = max(1, min(COLUMNS, len(panels) - 1))
     rows = math.ceil((len(panels) - 1) / columns)
     (width, height), (wider, higher) = FIRST_INCHES, MORE_INCHES
