@@ -46,7 +46,7 @@ def main(cfg: CompareConfig) -> None:
     task = cfg.task(cfg.ops)
     check(cfg, first)
     output = cfg.output or beside(first)
-    refuse_outputs(output, "--output=" * bool(cfg.output), first)
+    refuse_outputs(output, "--output=" if cfg.output else "", first)
     if cfg.measure:
         made = measure(task, steps=cfg.steps)
         made |= dict(model_name=cfg.model, ops_asked=cfg.ops)

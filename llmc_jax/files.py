@@ -62,8 +62,7 @@ def refuse_unwritable(path: str | Path, given: str = "", *, overwrite: bool = Fa
     try:
         _refuse_what_is_there(path, overwrite=overwrite, given=given)
         _temporary(path).exists()  # its name may be too long where that of `path` is not
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not path.parent.exists():
             raise BadInput(
@@ -80,8 +79,7 @@ def refuse_unwritable_folder(path: str | Path, given: str = "") -> None:
     path = Path(path)
     try:
         there = next(folder for folder in (path, *path.parents) if folder.exists())
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         how = "written" if os.path.isdir(path) else "made"  # Path.is_dir may fail as that did
         raise BadInput(

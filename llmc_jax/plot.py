@@ -46,7 +46,7 @@ def main(paths: list[str], cfg: PlotConfig) -> None:
         )
     picture, page = (output.with_name(output.name + end) for end in (".png", ".html"))
     for path in (picture, page):
-        refuse_unwritable(path, "--output=" * bool(cfg.output), overwrite=True)
+        refuse_unwritable(path, "--output=" if cfg.output else "", overwrite=True)
     save_picture(runs, picture, panels_of(runs), beside)
     save_page(runs, page, beside)
     for run in runs:

@@ -25,7 +25,6 @@ from llmc_jax.files import refuse_unwritable_folder
 from llmc_jax.lock import locked
 
 MAX_TOKENS = 2**31 - 1  # a shard's header counts in int32
-WITHOUT_INPUT = ("pystdlib", "fineweb_shards")
 
 
 @dataclass(frozen=True)
@@ -111,12 +110,7 @@ def main(cfg: PrepareConfig) -> None:
         count = sum(shard.tokens for shard in manifest.shards)
         print(f"{folder}: {len(manifest.shards)} shards, {count:,} tokens, as in the manifest")
         return
-    if cfg.input and cfg.source in WITHOUT_INPUT:
-        raise BadInput(
-            f"--source={cfg.source} reads no --input; leave it out, or take --source=text (jsonl, "
-            f"parquet)."
-        )
-    refuse_unused(cfg.source, program.given())
+    refuse_unused(cfg)
     if cfg.shard_tokens > MAX_TOKENS:
         raise BadInput(f"--shard_tokens={cfg.shard_tokens} is too many: at most {MAX_TOKENS}.")
     refuse_unwritable_folder(folder, "--output_dir=")  # a source may be downloaded first
@@ -130,15 +124,16 @@ def main(cfg: PrepareConfig) -> None:
     print(how_to_train(f"{folder}/{stem}", [shard.file for shard in manifest.shards]))
 
 
-def refuse_unused(source: str, given: set[str]) -> None:
-    """Raises BadInput where a flag that is `given` is of other sources only."""
+def refuse_unused(cfg: PrepareConfig) -> None:
+    """Raises BadInput where a flag is set that is of other sources only."""
     uses = {name: {*DECIDING[name], *READING[name]} for name in DECIDING}
-    for flag in sorted(given & set().union(*uses.values()) - uses[source]):
-        others = [name for name in uses if flag in uses[name]]
-        raise BadInput(
-            f"--source={source} does not use --{flag}; leave it out, or take a source "
-            f"that does: {', '.join(others)}."
-        )
+    for flag in sorted(set().union(*uses.values()) - uses[cfg.source]):
+        if getattr(cfg, flag) != getattr(PrepareConfig, flag):
+            others = [name for name in uses if flag in uses[name]]
+            raise BadInput(
+                f"--source={cfg.source} does not use --{flag}; leave it out, or take a source "
+                f"that does: {', '.join(others)}."
+            )
 
 
 def how_to_train(stem: str, files: list[str]) -> str:

@@ -81,11 +81,6 @@ def run(
     sys.exit(ended(lambda: app.run(start, flags_parser=parse), starting=starting))
 
 
-def given() -> set[str]:
-    """The flags that the command line or a flagfile of it sets, to whatever value."""
-    return {name for name in flags.FLAGS if flags.FLAGS[name].present}
-
-
 def ended(main: Callable[[], int | None], *, starting: str = "") -> int | None:
     """What main() returns, with all that it printed written; or the status of how it ended.
 

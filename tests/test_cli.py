@@ -128,8 +128,8 @@ def test_bad_input_to_train(results, folder, name):
             "cannot be made",
         ),
         (
-            "prepare",  # set to what it is anyway, it is still nothing that text has
-            ["--source=text", "--input=a.txt", "--field=text"],
+            "prepare",
+            ["--source=text", "--input=a.txt", "--field=body"],
             "error: --source=text does not use --field; leave it out, or take a source that ",
         ),
         ("generate", ["--run=/nowhere"], "--run=/nowhere is no directory"),

@@ -21,7 +21,7 @@ LAYERS = [
     ("models/", 4),
     ("files.py", 1),
     ("devices.py", 1),
-    ("letters.py", 1),
+    ("fonts.py", 1),
     ("lock.py", 1),
     ("screen.py", 1),
     ("training/", 5),

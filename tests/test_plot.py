@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from llmc_jax import letters, plot
+from llmc_jax import fonts, plot
 from llmc_jax.config import BadInput
 from llmc_jax.view import picture
 from tests.view.test_curves import MAIN_LOG, write
@@ -58,12 +58,12 @@ def test_a_name_in_any_script_is_drawn_without_a_word(tmp_path, recwarn):
 
 def test_letters_are_taken_from_the_fonts_that_have_them():
     """matplotlib brings STIX along, with letters that its usual font lacks."""
-    usual = letters.fonts_for(["abc"])
-    lacking = letters.letters_of(["STIXGeneral"]) - letters.letters_of(usual)
+    usual = fonts.fonts_for(["abc"])
+    lacking = fonts.letters_of(["STIXGeneral"]) - fonts.letters_of(usual)
     letter = min(letter for letter in lacking if letter.isprintable())
-    *first, other = letters.fonts_for(["abc", letter])
-    assert first == usual and letter in letters.letters_of([other])
-    with letters.drawn([letter]):
+    *first, other = fonts.fonts_for(["abc", letter])
+    assert first == usual and letter in fonts.letters_of([other])
+    with fonts.drawn([letter]):
         assert picture.plt.Text(text=letter).get_fontfamily() == [*usual, other]
     assert picture.plt.rcParams["font.family"] == usual
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import matplotlib
 
-from llmc_jax import letters
+from llmc_jax import fonts
 from llmc_jax.comparison.table import GIB, passes, title, workload
 
 matplotlib.use("Agg")
@@ -17,7 +17,7 @@ BEYOND = 20  # a log scale where values differ by more than this factor
 def picture(records: list[dict]) -> bytes:
     """The PNG."""
     names = [f"{title(r)}\n{workload(r)}" for r in records]
-    with letters.drawn([*names, *(name for r in records for name in r["passes"])]):
+    with fonts.drawn([*names, *(name for r in records for name in r["passes"])]):
         return _picture(records, names)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib
 
-from llmc_jax import letters
+from llmc_jax import fonts
 from llmc_jax.files import new_file
 from llmc_jax.view.curves import Run, smooth
 from llmc_jax.view.levels import Level
@@ -23,7 +23,7 @@ def save_picture(
 ) -> None:
     """Draw `panels` of the runs over each other; the file appears whole or not at all. Raises
     BadInput where it cannot be written."""
-    with letters.drawn([run.name for run in runs]):
+    with fonts.drawn([run.name for run in runs]):
         _save(runs, path, panels, levels)
 
 

@@ -91,10 +91,10 @@ def hub(monkeypatch):
 
 
 def config(hub, tmp_path, source: str, **options) -> PrepareConfig:
-    return PrepareConfig(
-        source=source, hub=hub.url, output_dir=f"{tmp_path}/out", workers=1,
-        download_dir=f"{tmp_path}/downloads", shard_tokens=200, **options,
-    )  # fmt: skip
+    usual = dict(hub=hub.url, workers=1, download_dir=f"{tmp_path}/downloads", shard_tokens=200)
+    uses = (*prepare.DECIDING[source], *prepare.READING[source])
+    of_source = {flag: value for flag, value in usual.items() if flag in uses}
+    return PrepareConfig(source=source, output_dir=f"{tmp_path}/out", **of_source, **options)
 
 
 def tokens_of(texts) -> list[int]:

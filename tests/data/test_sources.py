@@ -178,10 +178,13 @@ def test_every_source_says_what_it_uses(source):
     flags = {field.name for field in dataclasses.fields(PrepareConfig)} - for_all
     uses = {*prepare.DECIDING[source], *prepare.READING[source]}
     assert uses <= flags
-    prepare.refuse_unused(source, uses | for_all | {"flagfile"})
-    for flag in flags - uses:
+    for flag in flags:
+        cfg = PrepareConfig(**{"source": source, flag: "another"})
+        if flag in uses:
+            prepare.refuse_unused(cfg)
+            continue
         with pytest.raises(BadInput, match=f"^--source={source} does not use --{flag}; leave it"):
-            prepare.refuse_unused(source, {flag})
+            prepare.refuse_unused(cfg)
 
 
 def test_missing_input_is_named(text_config):
@@ -195,7 +198,9 @@ def test_missing_input_is_named(text_config):
             rf"--input={folder}: .*is a directory; name only files, .* by {folder}/\*",
         ),
         ("tinyshakespeare", "/nowhere/a.txt", "cannot be read"),
-        ("pystdlib", "/nowhere/a.txt", "--source=pystdlib reads no --input; leave it out"),
+        ("pystdlib", "/nowhere/a.txt", "--source=pystdlib does not use --input; leave it out"),
     ):
         with pytest.raises(BadInput, match=message):
-            prepare.main(dataclasses.replace(text_config, source=source, input=input))
+            prepare.main(
+                PrepareConfig(source=source, input=input, output_dir=text_config.output_dir)
+            )
