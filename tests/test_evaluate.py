@@ -23,7 +23,7 @@ from llmc_jax.interop.llmc_text import Example, write_eval
 from llmc_jax.models import gpt2
 from llmc_jax.training import placement
 from llmc_jax.training.logger import read_metrics
-from tests import tiny
+from tests import quick, tiny
 
 QUESTIONS = Path(__file__).parent / "evaluation"
 
@@ -65,7 +65,7 @@ def test_the_loss_of_a_whole_split(folder, capsys):
     chosen, _ = ops.select("jnp", "cpu")
     trained = evaluate.open_by_flags(EvaluateConfig(run=f"{folder}/run")).trained
     tokens = np.asarray(read_shard(folder / "val.bin"), np.int32)
-    forward = jax.jit(partial(gpt2.forward, chosen, cfg=tiny.MODEL))
+    forward = quick.jit(partial(gpt2.forward, chosen, cfg=tiny.MODEL))
     losses = []
     for row in (tokens[:992].reshape(62, 16), tokens[None, 992:-1]):
         end = tokens[1:993].reshape(62, 16) if len(row) > 1 else tokens[None, 993:]

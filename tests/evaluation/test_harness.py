@@ -18,12 +18,13 @@ from llmc_jax.interop import llmc
 from llmc_jax.models import gpt2
 from llmc_jax.trained import Opened, Trained
 from llmc_jax.training import parallel, placement
+from tests import quick
 
 MODEL = ModelConfig(L=1, NH=2, C=32, maxT=16)
 TEXT = "The kettle boils and the woman pours the tea into two small cups by the window of the room."
 
 
-LOGITS = jax.jit(partial(gpt2.logits, ops.select("jnp", "cpu")[0], cfg=MODEL))
+LOGITS = quick.jit(partial(gpt2.logits, ops.select("jnp", "cpu")[0], cfg=MODEL))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from llmc_jax.evaluation.scorer import Row, make_scorer
 from llmc_jax.interop.llmc_text import Example
 from llmc_jax.models import gpt2
 from llmc_jax.training import parallel, placement
-from tests import tiny
+from tests import quick, tiny
 
 MODEL = dataclasses.replace(tiny.MODEL, maxT=33)
 
@@ -49,7 +49,7 @@ def scores(*, batch_size, spec="ffi", dtype="float32"):
 def by_logits():
     """Losses and hits of each row by itself, without padding."""
     chosen, _ = ops.select("jnp", "cpu")
-    logits = jax.jit(partial(gpt2.logits, chosen, cfg=MODEL))
+    logits = quick.jit(partial(gpt2.logits, chosen, cfg=MODEL))
     losses, hits = [], []
     for tokens, scored in rows():
         inputs = np.array([tokens[:-1]], np.int32)

@@ -12,8 +12,7 @@ import pytest
 from llmc_jax import ops
 from llmc_jax.models import gpt2
 from llmc_jax.models.initialize import initialize
-from tests import tiny
-from tests.training.test_memory import FAST
+from tests import quick, tiny
 
 B, T = 2, 9
 
@@ -43,14 +42,14 @@ def problem(dtype):
 def gradients_by_autodiff():
     """Of the problem in float64."""
     params, inputs, targets = problem(jnp.float64)
-    return jax.jit(jax.grad(lambda p: loss_and_grads(p, inputs, targets)[0]))(params)
+    return quick.jit(jax.grad(lambda p: loss_and_grads(p, inputs, targets)[0]))(params)
 
 
 @pytest.mark.parametrize("recompute", [0, 1, 2, 3])
 def test_backward_is_the_gradient_of_forward(recompute):
     with jax.enable_x64(True):
         params, inputs, targets = problem(jnp.float64)
-        _, grads = jax.jit(partial(loss_and_grads, recompute=recompute))(params, inputs, targets)
+        _, grads = quick.jit(partial(loss_and_grads, recompute=recompute))(params, inputs, targets)
         reference = gradients_by_autodiff()
         # dlosses is float32 whatever the parameters are: its rounding is all that differs
         for grad, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(reference), strict=True):
@@ -69,15 +68,17 @@ def test_gradients_have_the_shapes_and_dtypes_that_are_told(dtype, spec):
     )
 
 
-@pytest.mark.parametrize(
-    ("spec", "recompute"),
-    [*(("jnp", level) for level in (1, 2, 3)), *(("ffi", level) for level in (0, 1, 2, 3))],
-)
-def test_recompute_and_kernels_change_nothing(spec, recompute):
-    params, inputs, targets = problem(jnp.float32)
-    both = jax.jit(loss_and_grads, static_argnames=("spec", "recompute"))
-    loss, grads = both(params, inputs, targets, spec=spec, recompute=recompute)
-    reference_loss, reference = both(params, inputs, targets, spec="jnp", recompute=0)
+@functools.cache
+def by_jnp():
+    """The loss and gradients of the problem in float32."""
+    return quick.jit(loss_and_grads)(*problem(jnp.float32))
+
+
+@pytest.mark.parametrize("recompute", [0, 1, 2, 3])
+def test_kernels_change_nothing(recompute):
+    kernels = partial(loss_and_grads, spec="ffi", recompute=recompute)
+    loss, grads = jax.jit(kernels)(*problem(jnp.float32))
+    reference_loss, reference = by_jnp()
     np.testing.assert_allclose(loss, reference_loss, rtol=1e-6)
     for grad, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(reference), strict=True):
         np.testing.assert_allclose(
@@ -108,7 +109,7 @@ def test_recompute_takes_less_memory_while_it_runs(spec):
     tokens = jax.ShapeDtypeStruct((8, 32), jnp.int32)
 
     def planned(recompute):
-        @jax.jit
+        @quick.jit
         def step(params, inputs, targets):
             options = dict(cfg=model, recompute=recompute)
             dlosses = jnp.ones(inputs.shape, jnp.float32)
@@ -116,7 +117,7 @@ def test_recompute_takes_less_memory_while_it_runs(spec):
             return losses, gpt2.backward(chosen, params, acts, dlosses, inputs, targets, cfg=model)
 
         lowered = step.lower(gpt2.shapes(model), tokens, tokens)
-        return lowered.compile(compiler_options=FAST).memory_analysis().temp_size_in_bytes
+        return lowered.compile().memory_analysis().temp_size_in_bytes
 
     levels = [planned(recompute) for recompute in range(4)]
     # bytes of C numbers a token, for the layers that backward is not in; nearly

@@ -10,7 +10,7 @@ import pytest
 
 from llmc_jax import ffi, ops
 from llmc_jax.models import gpt2, gpt2_decode
-from tests import tiny
+from tests import quick, tiny
 
 B, T, S = 3, 20, 24
 SPECS = ["jnp", "auto", "jnp,cached_attention=ffi", "auto,cached_attention=jnp,logits=jnp"]
@@ -28,10 +28,11 @@ def problem():
 def compiled(spec):
     """prefill, step, and the logits of whole texts."""
     chosen, _ = ops.select(spec, "cpu")
+    jit = quick.jit if spec == "jnp" else jax.jit
     return (
-        jax.jit(partial(gpt2_decode.prefill, chosen, cfg=tiny.MODEL, S=S)),
-        jax.jit(partial(gpt2_decode.step, chosen, cfg=tiny.MODEL), donate_argnums=1),
-        jax.jit(partial(gpt2.logits, chosen, cfg=tiny.MODEL)),
+        jit(partial(gpt2_decode.prefill, chosen, cfg=tiny.MODEL, S=S)),
+        jit(partial(gpt2_decode.step, chosen, cfg=tiny.MODEL), donate_argnums=1),
+        jit(partial(gpt2.logits, chosen, cfg=tiny.MODEL)),
     )
 
 

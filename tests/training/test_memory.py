@@ -17,11 +17,9 @@ from llmc_jax.ops.op import size
 from llmc_jax.training import liveness, memory, parallel, placement
 from llmc_jax.training.initial_state import state_like
 from llmc_jax.training.rooms import placed_rooms_like
-from tests import tiny
+from tests import quick, tiny
 
 SMALL = ModelConfig(L=2, NH=4, C=128, maxT=256, V=1000, Vp=1024)
-# Plans memory the same way in a fraction of the time.
-FAST = dict(xla_backend_optimization_level=0, xla_llvm_disable_expensive_passes=True)
 
 
 def config(B: int, T: int, A: int = 1, **options) -> TrainConfig:
@@ -44,7 +42,7 @@ def compiled(chosen, model, cfg):
     mapped = parallel.map_train_step(chosen, model, cfg, mesh)
     rooms = placed_rooms_like(chosen, model, cfg, mesh)
     step = mapped.lower(state_like(model, cfg, mesh), rooms, batch, batch)
-    return step.compile(compiler_options=FAST)
+    return step.compile(compiler_options=quick.OPTIONS)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from llmc_jax.ops.adamw import Hyper
 from llmc_jax.training import parallel, placement
 from llmc_jax.training.outliers import WINDOW, Window
 from llmc_jax.training.step import init_state
-from tests import tiny
+from tests import quick, tiny
 from tests.training.test_step import batch
 
 
@@ -31,7 +31,8 @@ def run_step(spec="ffi", window=None, poison=False, **options):
         state = state._replace(losses=full[0], grad_norms=full[1])
     before = jax.device_get(state)
     data = placement.split(batch(1, 4), mesh, placement.MICRO_BATCHES)
-    state, _, metrics = step(placement.replicate(state, mesh), [], *data)
+    arguments = placement.replicate(state, mesh), [], *data
+    state, _, metrics = quick.step(step.lower(*arguments), spec)(*arguments)
     return before, jax.device_get(state), jax.device_get(metrics)
 
 
