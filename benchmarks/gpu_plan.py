@@ -18,7 +18,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from llmc_jax import ffi, machine, ops
-from llmc_jax.config import BadInput, ModelConfig, TrainConfig, model_config
+from llmc_jax.config import RECOMPUTE, BadInput, ModelConfig, TrainConfig, model_config
 from llmc_jax.training import memory, parallel, placement
 from llmc_jax.training.step import state_shapes
 from llmc_jax.training.zero import AXIS
@@ -47,7 +47,7 @@ CUBLAS = re.compile(r"= \(?(\w+)\[[\d,]*\].*custom_call_target=\"__cublas")
 
 def cases(options) -> Iterator[tuple[int, dict]]:
     """Devices and options of the steps: every --recompute, micro-batches, float32, ZeRO."""
-    for recompute in range(4):
+    for recompute in RECOMPUTE:
         yield 1, dict(recompute=recompute)
     yield 1, dict(micro_batches=4)
     yield 1, dict(dtype="float32")

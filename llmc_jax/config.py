@@ -91,6 +91,8 @@ def _gpt3(C: int, L: int, head_size: int) -> ModelConfig:
 
 # Values of --cpu_isa.
 CPU_ISAS = ("auto", "amx", "avx512", "avx2", "portable")
+# Levels of --recompute.
+RECOMPUTE = (0, 1, 2, 3, 4)
 
 # Descriptors of llm.c (train_gpt2.cu, gpt2_set_hyperparameters and gpt3_set_hyperparameters).
 # Its gpt3:c5140 is left out: 5140 channels do not divide into heads of 128.
@@ -271,9 +273,10 @@ class TrainConfig:
     recompute: int = option(
         1,
         "what backward computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and "
-        "layernorms, 3 those and the linear layer before the GELU; from 2 on, a CPU's step of few "
-        "tokens also keeps the factors of weights' gradients instead of these (-r)",
-        choices=(0, 1, 2, 3),
+        "layernorms, 3 those and the linear layer before the GELU, 4 all of a layer but its input; "
+        "from 2 on, a CPU's step of few tokens also keeps the factors of weights' gradients "
+        "instead of these (-r)",
+        choices=RECOMPUTE,
         may_change=True,
     )
     ops: str = option(

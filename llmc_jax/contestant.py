@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from llmc_jax import interrupt
-from llmc_jax.config import CPU_ISAS, BadInput, ModelConfig, model_config, option
+from llmc_jax.config import CPU_ISAS, RECOMPUTE, BadInput, ModelConfig, model_config, option
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class TaskConfig:
         "auto", "instruction set of our C++ kernels (train's --cpu_isa)", choices=CPU_ISAS
     )
     recompute: int = option(
-        0, "what our backward computes again (train's --recompute)", choices=(0, 1, 2, 3)
+        0, "what our backward computes again (train's --recompute)", choices=RECOMPUTE
     )
 
     def task(self, ops: str) -> Task:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from llmc_jax import devices, ops, program
-from llmc_jax.config import BadInput, ModelConfig, TrainConfig, option
+from llmc_jax.config import RECOMPUTE, BadInput, ModelConfig, TrainConfig, option
 from llmc_jax.data.loader import TokenLoader
 from llmc_jax.devices import Device
 from llmc_jax.interop.source import open_model
@@ -176,8 +176,8 @@ def verdict(planned: Memory, limit: int, total_of) -> str:
     if not largest:
         return (
             f"does not fit, and neither does --batch_size=1: a smaller --model or "
-            f"--sequence_length, --recompute=3, more --num_devices with --zero_stage, or a device "
-            f"with more than {limit / 2**30:.2f} GiB"
+            f"--sequence_length, --recompute={max(RECOMPUTE)}, more --num_devices with "
+            f"--zero_stage, or a device with more than {limit / 2**30:.2f} GiB"
         )
     fits = "fits" if planned.total <= limit else "does not fit"
     if largest == LARGEST - 1:

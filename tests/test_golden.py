@@ -50,7 +50,7 @@ def test_logits(params, batch, spec):
         ("jnp", "auto", 0),
         # 1 is 0 to these kernels, which never keep the GELU
         *(("ffi", isa, recompute) for isa in ffi.supported_isas() for recompute in (0, 2)),
-        ("ffi", "auto", 3),
+        ("ffi", "auto", 4),
     ],
 )
 def test_loss_and_gradients(params, batch, use_isa, spec, isa, recompute):

@@ -207,7 +207,7 @@ def test_the_copy_that_checkpoints_are_written_from_counts(tmp_path, monkeypatch
     with pytest.raises(RunStopped, match="less 1 MiB for the copy of a checkpoint") as error:
         train.main(run)
     assert bool(reserved) == (times > 2)
-    assert "--batch_size=1 --recompute=3 would take" in str(error.value)
+    assert "--batch_size=1 --recompute=4 would take" in str(error.value)
     assert "take a smaller --model" in str(error.value)
     with pytest.raises(RunStopped, match="memory, 1 MiB, is not") if times < 2 else nullcontext():
         train.main(dataclasses.replace(run, output_dir=f"{tmp_path}/other", checkpoint_every=0))

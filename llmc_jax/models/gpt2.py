@@ -112,12 +112,12 @@ class BlockActs(NamedTuple):
 
     residual1: Array  # (B, T, C), the layer's input
     ln1: Array | None  # (B, T, C)
-    ln1_stats: layernorm.Saved  # 2 x (B, T) float32
-    qkv: Array  # (B, T, 3C)
-    att: attention.Saved  # atty (B, T, C) and lse (B, NH, T) float32
-    residual2: Array  # (B, T, C)
+    ln1_stats: layernorm.Saved | None  # 2 x (B, T) float32
+    qkv: Array | None  # (B, T, 3C)
+    att: attention.Saved | None  # atty (B, T, C) and lse (B, NH, T) float32
+    residual2: Array | None  # (B, T, C)
     ln2: Array | None  # (B, T, C)
-    ln2_stats: layernorm.Saved  # 2 x (B, T) float32
+    ln2_stats: layernorm.Saved | None  # 2 x (B, T) float32
     mlp: mlp.Saved  # fch and fch_gelu, (B, T, 4C) or None
 
 
@@ -199,11 +199,13 @@ def drop(a: BlockActs, recompute: int) -> BlockActs:
         a = a._replace(ln1=None, ln2=None)
     if recompute >= 3:
         a = a._replace(mlp=a.mlp._replace(fch=None))
+    if recompute >= 4:
+        a = a._replace(ln1_stats=None, qkv=None, att=None, residual2=None, ln2_stats=None)
     return a
 
 
-def restore(ops: Ops, p: Block, a: BlockActs, dresidual) -> BlockActs:
-    """`a` with the layernorms that were dropped computed again; ops.mlp does so for its own.
+def restore(ops: Ops, p: Block, a: BlockActs, dresidual, *, NH) -> BlockActs:
+    """`a` with what was dropped computed again, but for what ops.mlp does so itself.
 
     dresidual: what must be there before that is done.
     """
@@ -211,6 +213,10 @@ def restore(ops: Ops, p: Block, a: BlockActs, dresidual) -> BlockActs:
     def layernorm_again(inp, weight, bias):
         return ops.layernorm.forward(inp, after(weight, dresidual), bias, eps=EPS)[0]
 
+    if a.qkv is None:  # nothing but the layer's input is there: all that follows ln1w is made again
+        again = p._replace(ln1w=after(p.ln1w, dresidual))
+        _, whole = block_forward(ops, again, Stream(a.residual1, None), NH=NH)
+        return whole._replace(mlp=a.mlp)
     if a.ln1 is None:
         a = a._replace(ln1=layernorm_again(a.residual1, p.ln1w, p.ln1b))
     if a.ln2 is None:
@@ -306,7 +312,7 @@ def backward(
     for layer in reversed(range(cfg.L)):
         with jax.named_scope(f"block{layer}"):
             p = fetch(params.block[layer], dresidual)
-            a = restore(ops, p, acts.block[layer], dresidual)
+            a = restore(ops, p, acts.block[layer], dresidual, NH=cfg.NH)
             grads = block_backward(ops, p, a, dresidual, NH=cfg.NH)
             dresidual, dp = lax.optimization_barrier(grads)
         dblock.insert(0, dp)

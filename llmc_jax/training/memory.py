@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llmc_jax.config import ModelConfig, RunStopped, TrainConfig, wants_memory
+from llmc_jax.config import RECOMPUTE, ModelConfig, RunStopped, TrainConfig, wants_memory
 from llmc_jax.models import gpt2
 from llmc_jax.ops import Ops
 from llmc_jax.ops.op import size
@@ -141,19 +141,19 @@ def what_would_fit(
         less = dataclasses.replace(cfg, batch_size=batch_size, recompute=recompute)
         return step_memory(ops, model, less, platform, devices).total
 
-    sizes = _divisors(cfg.batch_size)
-    if cfg.recompute == 3:
+    sizes, most = _divisors(cfg.batch_size), max(RECOMPUTE)
+    if cfg.recompute == most:
         sizes.pop()  # that is what did not fit
-    fitting = bisect_left(sizes, True, key=lambda batch_size: total(batch_size, 3) > limit)
+    fitting = bisect_left(sizes, True, key=lambda batch_size: total(batch_size, most) > limit)
     if not fitting:
         return (
-            f"--batch_size=1 --recompute=3 would take {total(1, 3) / 2**20:,.0f} MiB: take a "
-            f"smaller --model or --sequence_length, or a device with more memory"
+            f"--batch_size=1 --recompute={most} would take {total(1, most) / 2**20:,.0f} MiB: take "
+            f"a smaller --model or --sequence_length, or a device with more memory"
         )
     batch_size, least, flags = sizes[fitting - 1], cfg.recompute + 1, ""
     if batch_size != cfg.batch_size:
         least, flags = 0, f" --total_batch_size={cfg.total_batch_size}"
-    recompute = next(n for n in range(least, 4) if total(batch_size, n) <= limit)
+    recompute = next(n for n in RECOMPUTE if n >= least and total(batch_size, n) <= limit)
     return (
         f"--batch_size={batch_size} --recompute={recompute}{flags} would take "
         f"{total(batch_size, recompute) / 2**20:,.0f} MiB and fit"

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmc_jax import ffi
-from llmc_jax.config import ModelConfig, TrainConfig
+from llmc_jax.config import RECOMPUTE, ModelConfig, TrainConfig
 from llmc_jax.models import gpt2
 from llmc_jax.ops import Ops
 from llmc_jax.ops.op import size, uninitialized
@@ -41,7 +41,8 @@ def rooms_like(
     | ours    | several micro-batches    | what the layers keep for backward, the sums of all    |
     |         |                          | gradients, and wte's gradient once more               |
     | ours    | one, with gradients in   | what the layers keep, and wte's gradient              |
-    |         | factors (ops/factors.py) |                                                       |
+    |         | factors (ops/factors.py),|                                                       |
+    |         | or at --recompute=4      |                                                       |
     | ours    | one                      | what the layers keep or their gradients, whichever is |
     |         |                          | more, and wte's gradient                              |
     | ours    | one, on several devices  | all gradients, which the devices add up               |
@@ -62,10 +63,10 @@ def rooms_like(
     ours = ops.classifier.rounds_weights
     if ours and accumulates:
         needed = [kept, gradients, gradients.wte]
-    elif ours and in_factors(cfg, model, micro_batches, devices):
-        needed = [kept, gradients.wte]
     elif ours and not added:
-        needed = [max(kept, gradients.block, key=size), gradients.wte]
+        spares = cfg.recompute == max(RECOMPUTE) or in_factors(cfg, model, micro_batches, devices)
+        layers = kept if spares else max(kept, gradients.block, key=size)
+        needed = [layers, gradients.wte]
     else:
         needed = gradients if added or size(gradients) > size(kept) else []
     sizes = [size(x) for x in jax.tree.leaves(needed)]

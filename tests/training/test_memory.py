@@ -50,6 +50,7 @@ def compiled(chosen, model, cfg):
     [
         (SMALL, "ffi", config(4, 256, recompute=0), 0.01),
         (SMALL, "ffi", config(4, 256, dtype="bfloat16", recompute=3), 0.01),
+        (SMALL, "ffi", config(4, 256, recompute=4), 0.01),
         (SMALL, "jnp", config(4, 256, dtype="bfloat16", recompute=0), 0.05),
         (SMALL, "jnp", config(4, 32, A=2, recompute=1), 0.05),
         (SMALL, "ffi,classifier=chunked", config(2, 128, A=2), 0.1),
@@ -163,10 +164,10 @@ def test_what_would_fit_really_fits_and_is_the_largest(monkeypatch):
 
     told = memory.what_would_fit(chosen, tiny.MODEL, cfg, "cpu", 1, bytes_of(4, 1) - 1)
     assert told.startswith("--batch_size=4 --recompute=") and told.endswith("and fit")
-    told = memory.what_would_fit(chosen, tiny.MODEL, cfg, "cpu", 1, bytes_of(2, 3))
+    told = memory.what_would_fit(chosen, tiny.MODEL, cfg, "cpu", 1, bytes_of(2, 4))
     assert told.startswith("--batch_size=2 --recompute=") and "--total_batch_size=128" in told
     told = memory.what_would_fit(chosen, tiny.MODEL, cfg, "cpu", 1, 1000)
-    assert told.startswith("--batch_size=1 --recompute=3 would take") and "smaller --model" in told
+    assert told.startswith("--batch_size=1 --recompute=4 would take") and "smaller --model" in told
 
 
 def test_the_smallest_step_that_does_not_fit_and_a_huge_one_get_a_sentence(monkeypatch):
@@ -180,12 +181,12 @@ def test_the_smallest_step_that_does_not_fit_and_a_huge_one_get_a_sentence(monke
     monkeypatch.setattr(memory, "step_memory", step_memory)
 
     def told(B, limit):
-        return memory.what_would_fit(None, None, config(B, 32, recompute=3), "cpu", 1, limit)
+        return memory.what_would_fit(None, None, config(B, 32, recompute=4), "cpu", 1, limit)
 
-    assert told(1, 6).startswith("--batch_size=1 --recompute=3 would take 0 MiB: take a smaller")
+    assert told(1, 6).startswith("--batch_size=1 --recompute=4 would take 0 MiB: take a smaller")
     calls.clear()
     assert told(999_999_999_999, 99).startswith("--batch_size=13 --recompute=3 --total_batch")
-    assert told(12, 41).startswith("--batch_size=4 --recompute=0 --total_batch_size=384 would take")
+    assert told(12, 35).startswith("--batch_size=4 --recompute=2 --total_batch_size=384 would take")
     assert len(calls) < 30
 
 

@@ -27,7 +27,7 @@ CASES = {
     "whole": dict(devices=8),
     "zero 1": dict(devices=8, zero_stage=1, batch_size=1),
     "zero 2": dict(devices=8, zero_stage=2, batch_size=1),
-    "zero 3": dict(devices=8, zero_stage=3, batch_size=1),
+    "zero 3": dict(devices=8, zero_stage=3, batch_size=1, recompute=4),
     "zero 3 of 3": dict(devices=3, zero_stage=3, total_batch_size=3 * 64),
     "one, as 3": dict(devices=1, total_batch_size=3 * 64),
     "bfloat16": dict(devices=2, zero_stage=1, grad_reduce_dtype="bfloat16", steps=3),

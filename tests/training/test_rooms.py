@@ -27,10 +27,11 @@ def planned(cfg, spec: str, monkeypatch, *, with_rooms: bool) -> tuple[int, int]
     ("cfg", "left", "added"),
     [
         (config(4, 256, dtype="bfloat16", recompute=3), 0.6, 0.002),  # powers of a chunk are left
+        (config(4, 256, dtype="bfloat16", recompute=4), 0.6, 0.002),  # and gradients
         (config(1, 64, dtype="bfloat16"), 0.3, 0.05),  # the gradients have rooms
         (config(2, 256, A=3, dtype="bfloat16"), 0.3, 0.002),
     ],
-    ids=["activations", "gradients", "micro-batches"],
+    ids=["activations", "inputs of layers", "gradients", "micro-batches"],
 )
 def test_most_temporaries_lie_in_rooms_and_the_step_takes_no_more(cfg, left, added, monkeypatch):
     without, least = planned(cfg, "ffi", monkeypatch, with_rooms=False)
