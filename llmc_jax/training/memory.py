@@ -135,17 +135,24 @@ def what_would_fit(
     ops: Ops, model: ModelConfig, cfg: TrainConfig, platform: str, devices: int, limit: int
 ) -> str:
     """Flags with which the step fits in `limit` bytes, as a sentence: the largest micro-batch, and
-    for it the least --recompute. The tokens of a step, and so the run, stay what they are."""
+    for it the least --recompute. The tokens of a step, and so the run, stay what they are.
+
+    The last level of --recompute only where nothing else fits: it costs more time than smaller
+    micro-batches do.
+    """
 
     def total(batch_size: int, recompute: int) -> int:
         less = dataclasses.replace(cfg, batch_size=batch_size, recompute=recompute)
         return step_memory(ops, model, less, platform, devices).total
 
-    sizes, most = _divisors(cfg.batch_size), max(RECOMPUTE)
-    if cfg.recompute == most:
-        sizes.pop()  # that is what did not fit
-    fitting = bisect_left(sizes, True, key=lambda batch_size: total(batch_size, most) > limit)
-    if not fitting:
+    for most in RECOMPUTE[-2:]:
+        sizes = _divisors(cfg.batch_size)
+        if cfg.recompute >= most:
+            sizes.pop()  # that is what did not fit
+        fitting = bisect_left(sizes, True, key=lambda size, most=most: total(size, most) > limit)
+        if fitting:
+            break
+    else:
         return (
             f"--batch_size=1 --recompute={most} would take {total(1, most) / 2**20:,.0f} MiB: take "
             f"a smaller --model or --sequence_length, or a device with more memory"

@@ -164,7 +164,7 @@ def test_what_would_fit_really_fits_and_is_the_largest(monkeypatch):
 
     told = memory.what_would_fit(chosen, tiny.MODEL, cfg, "cpu", 1, bytes_of(4, 1) - 1)
     assert told.startswith("--batch_size=4 --recompute=") and told.endswith("and fit")
-    told = memory.what_would_fit(chosen, tiny.MODEL, cfg, "cpu", 1, bytes_of(2, 4))
+    told = memory.what_would_fit(chosen, tiny.MODEL, cfg, "cpu", 1, bytes_of(2, 3))
     assert told.startswith("--batch_size=2 --recompute=") and "--total_batch_size=128" in told
     told = memory.what_would_fit(chosen, tiny.MODEL, cfg, "cpu", 1, 1000)
     assert told.startswith("--batch_size=1 --recompute=4 would take") and "smaller --model" in told
@@ -180,14 +180,18 @@ def test_the_smallest_step_that_does_not_fit_and_a_huge_one_get_a_sentence(monke
 
     monkeypatch.setattr(memory, "step_memory", step_memory)
 
-    def told(B, limit):
-        return memory.what_would_fit(None, None, config(B, 32, recompute=4), "cpu", 1, limit)
+    def told(B, limit, recompute=4):
+        cfg = config(B, 32, recompute=recompute)
+        return memory.what_would_fit(None, None, cfg, "cpu", 1, limit)
 
     assert told(1, 6).startswith("--batch_size=1 --recompute=4 would take 0 MiB: take a smaller")
     calls.clear()
     assert told(999_999_999_999, 99).startswith("--batch_size=13 --recompute=3 --total_batch")
-    assert told(12, 35).startswith("--batch_size=4 --recompute=2 --total_batch_size=384 would take")
     assert len(calls) < 30
+    # the last level only where no micro-batch fits without it
+    assert told(12, 41).startswith("--batch_size=4 --recompute=0 --total_batch_size=384 would take")
+    assert told(12, 6).startswith("--batch_size=1 --recompute=4 --total_batch_size=384 would take")
+    assert told(1, 6, recompute=3).startswith("--batch_size=1 --recompute=4 would take")
 
 
 def test_the_hosts_memory_is_shared_by_its_virtual_devices(monkeypatch):
