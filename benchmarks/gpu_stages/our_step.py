@@ -1,5 +1,6 @@
 """Our training step, compiled, as train.py makes it."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,11 +21,12 @@ class Step(NamedTuple):
     temporary: int  # of these, for what lives within a step
 
 
-def prepare(spec: str) -> Step:
-    """The step of --ops=spec. Raises BadInput with the reason where it cannot be had."""
+def prepare(spec: str, recompute: int = 0) -> Step:
+    """The step of --ops=spec with this --recompute. Raises BadInput with the reason where it cannot
+    be had."""
     chosen, _ = ops.select(spec, jax.default_backend())
     todo, mesh = task(spec), parallel.make_mesh()
-    cfg = train_config(todo)
+    cfg = dataclasses.replace(train_config(todo), recompute=recompute)
     update = parallel.map_train_step(chosen, todo.model, cfg, mesh)
     batch = placement.split(tuple(x[None] for x in todo.batch()), mesh, placement.MICRO_BATCHES)
     state = placement.replicate(init_state(initialize(todo.model, todo.seed)), mesh)

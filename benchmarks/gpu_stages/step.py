@@ -11,6 +11,7 @@ from functools import partial
 from benchmarks.gpu_stages import results, stage, torch_step
 from benchmarks.gpu_stages.sizes import PEAK, flop_per_token, sizes
 from benchmarks.gpu_stages.stage import Row, Skip, need
+from llmc_jax.config import RECOMPUTE
 
 SECONDS = 150  # of a row: most of it is compiling
 
@@ -29,6 +30,7 @@ def rows() -> list[Row]:
         pytorch("bf16", "flash"),
         pytorch("autocast", "flash"),
         ours(f"{cuda},attention={cuda}_deterministic"),
+        ours("auto", recompute=max(RECOMPUTE)),
     ]
 
 
@@ -37,8 +39,9 @@ def pytorch(recipe: str, backend: str, first: bool = False) -> Row:
     return Row("step", f"torch.compile {recipe} {backend}", run, SECONDS, first)
 
 
-def ours(spec: str, first: bool = False) -> Row:
-    return Row("step", f"--ops={spec}", partial(time_ours, spec), SECONDS, first)
+def ours(spec: str, first: bool = False, recompute: int = 0) -> Row:
+    flags = f"--ops={spec}" + (f" --recompute={recompute}" if recompute else "")
+    return Row("step", flags, partial(time_ours, spec, recompute), SECONDS, first)
 
 
 def one_kernel_on(base: str, cuda: str) -> list[str]:
@@ -90,17 +93,17 @@ def time_torch(recipe: str, backend: str) -> dict:
     return result | dict(peak_gib=gib(torch.cuda.max_memory_allocated() if on_gpu else 0))
 
 
-def time_ours(spec: str) -> dict:
+def time_ours(spec: str, recompute: int) -> dict:
     import jax
 
     from benchmarks.gpu_stages import our_step
     from llmc_jax import ops
 
     _, names = ops.select(spec, jax.default_backend())
-    if twin := measured_before(names):
+    if twin := measured_before(names, recompute):
         raise Skip(f"the same ops as {twin}")
     began = time.perf_counter()
-    step = our_step.prepare(spec)
+    step = our_step.prepare(spec, recompute)
     result = measured(step.make, began, jax.block_until_ready)
     memory = jax.devices()[0].memory_stats() or {}
     return result | dict(
@@ -108,15 +111,17 @@ def time_ours(spec: str) -> dict:
         planned_gib=gib(step.planned),
         temporary_gib=gib(step.temporary),
         ops=names,
+        recompute=recompute,
     )
 
 
-def measured_before(names: dict[str, str]) -> str:
-    """The row of this run whose ops these were; ''."""
+def measured_before(names: dict[str, str], recompute: int) -> str:
+    """The row of this run whose ops and --recompute these were; ''."""
     records = results.read()
     runs = [i for i, record in enumerate(records) if record.get("stage") == "run"]
     for record in records[runs[-1] if runs else 0 :]:
-        if record.get("stage") == "step" and record.get("ops") == names:
+        same = record.get("ops") == names and record.get("recompute") == recompute
+        if record.get("stage") == "step" and same:
             return record["by"]
     return ""
 
