@@ -273,9 +273,9 @@ class TrainConfig:
     recompute: int = option(
         1,
         "what backward computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and "
-        "layernorms, 3 those and the linear layer before the GELU, 4 all of a layer but its input; "
-        "from 2 on, a CPU's step of few tokens also keeps the factors of weights' gradients "
-        "instead of these (-r)",
+        "layernorms, 3 those and the linear layer before the GELU, 4 all of a layer but its input "
+        "and attention; from 2 on, a CPU's step of few tokens also keeps the factors of weights' "
+        "gradients instead of these (-r)",
         choices=RECOMPUTE,
         may_change=True,
     )

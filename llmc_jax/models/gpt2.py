@@ -153,11 +153,11 @@ def layernorm_of(ops: Ops, stream: Stream, weight, bias):
     return *added, saved
 
 
-def block_forward(ops: Ops, p: Block, stream: Stream, *, NH):
-    """One layer. Returns (the Stream behind it, BlockActs)."""
+def block_forward(ops: Ops, p: Block, stream: Stream, *, NH, att: attention.Saved | None = None):
+    """One layer. Returns (the Stream behind it, BlockActs); att: what attention kept before."""
     residual1, ln1, ln1_stats = layernorm_of(ops, stream, p.ln1w, p.ln1b)
     qkv, _ = ops.matmul.forward(ln1, p.qkvw, p.qkvb)
-    atty, att = ops.attention.forward(qkv, NH=NH)
+    atty, att = (att.out, att) if att else ops.attention.forward(qkv, NH=NH)
     attproj, _ = ops.matmul.forward(atty, p.attprojw, p.attprojb)
     residual2, ln2, ln2_stats = layernorm_of(ops, Stream(residual1, attproj), p.ln2w, p.ln2b)
     fcproj, fch = ops.mlp.forward(ln2, p.fcw, p.fcb, p.fcprojw, p.fcprojb)
@@ -200,7 +200,9 @@ def drop(a: BlockActs, recompute: int) -> BlockActs:
     if recompute >= 3:
         a = a._replace(mlp=a.mlp._replace(fch=None))
     if recompute >= 4:
-        a = a._replace(ln1_stats=None, qkv=None, att=None, residual2=None, ln2_stats=None)
+        a = a._replace(ln1_stats=None, qkv=None, residual2=None, ln2_stats=None)
+        if not isinstance(a.att, attention.Saved):  # JAX's own kernels keep q, k and v in it
+            a = a._replace(att=None)
     return a
 
 
@@ -213,9 +215,9 @@ def restore(ops: Ops, p: Block, a: BlockActs, dresidual, *, NH) -> BlockActs:
     def layernorm_again(inp, weight, bias):
         return ops.layernorm.forward(inp, after(weight, dresidual), bias, eps=EPS)[0]
 
-    if a.qkv is None:  # nothing but the layer's input is there: all that follows ln1w is made again
-        again = p._replace(ln1w=after(p.ln1w, dresidual))
-        _, whole = block_forward(ops, again, Stream(a.residual1, None), NH=NH)
+    if a.qkv is None:  # only the layer's input is there and, mostly, what attention made of it
+        again = p._replace(ln1w=after(p.ln1w, dresidual), attprojw=after(p.attprojw, dresidual))
+        _, whole = block_forward(ops, again, Stream(a.residual1, None), NH=NH, att=a.att)
         return whole._replace(mlp=a.mlp)
     if a.ln1 is None:
         a = a._replace(ln1=layernorm_again(a.residual1, p.ln1w, p.ln1b))

@@ -66,7 +66,8 @@ def _early(instructions: list[Instruction]) -> list[Instruction]:
     for i, instruction in enumerate(instructions):
         place, gain = (i, 0), 0
         freed = [b for b in instruction.reads if last_reader[b] == i]
-        largest = max(freed, key=lambda b: b.size, default=None)
+        # of equal ones that which was read last, so that the plan does not depend on their hashes
+        largest = max(freed, key=lambda b: (b.size, read.get(b, (-1, 0))), default=None)
         written = sum(b.size for b in instruction.writes)
         if instruction.light and largest and largest.size >= written:
             behind = [made[b] for b in instruction.reads & made.keys()]

@@ -47,8 +47,9 @@ def rooms_like(
     |         |                          | more, and wte's gradient                              |
     | ours    | one, on several devices  | all gradients, which the devices add up               |
     | jnp     | several, or devices      | all gradients, which are added up                     |
-    | jnp     | one                      | all gradients, where they are more than what is kept; |
-    |         |                          | else jnp needs most elsewhere, and there are none     |
+    | jnp     | one                      | all gradients, where they are more than what is kept  |
+    |         |                          | and not at --recompute=4; else jnp needs most         |
+    |         |                          | elsewhere, and there are none                         |
 
     None on other platforms, whose allocators keep memory, nor where gradients are in parts (ZeRO).
     """
@@ -61,14 +62,15 @@ def rooms_like(
     gradients = gpt2.gradient_shapes(model, jnp.float32 if added else cfg.dtype)
     kept = [_kept_by_a_layer(ops, model, cfg)] * model.L
     ours = ops.classifier.rounds_weights
+    spares = cfg.recompute == max(RECOMPUTE)
     if ours and accumulates:
         needed = [kept, gradients, gradients.wte]
     elif ours and not added:
-        spares = cfg.recompute == max(RECOMPUTE) or in_factors(cfg, model, micro_batches, devices)
+        spares = spares or in_factors(cfg, model, micro_batches, devices)
         layers = kept if spares else max(kept, gradients.block, key=size)
         needed = [layers, gradients.wte]
     else:
-        needed = gradients if added or size(gradients) > size(kept) else []
+        needed = gradients if added or (size(gradients) > size(kept) and not spares) else []
     sizes = [size(x) for x in jax.tree.leaves(needed)]
     return [jax.ShapeDtypeStruct((-(-n // 4),), jnp.float32) for n in sizes if n >= SMALLEST]
 

@@ -90,11 +90,11 @@ def test_kernels_change_nothing(recompute):
 @pytest.mark.parametrize(("spec", "most"), [("jnp", 16), ("ffi", 12)])
 def test_recompute_levels_keep_less(spec, most):
     """Channels a token and layer: level 1 drops fch_gelu, which the kernel never keeps, level 2
-    both layernorms' outputs, level 3 fch, level 4 all but the layer's input."""
+    both layernorms' outputs, level 3 fch, level 4 all but the layer's input and atty."""
     params, inputs, targets = problem(jnp.float32)
     forward = partial(gpt2.forward, ops.select(spec, "cpu")[0], cfg=tiny.MODEL)
     dlosses = jnp.ones(inputs.shape, jnp.float32)
-    for recompute, channels in zip(RECOMPUTE, (most, 12, 10, 6, 1), strict=True):
+    for recompute, channels in zip(RECOMPUTE, (most, 12, 10, 6, 2), strict=True):
         _, acts = jax.eval_shape(
             partial(forward, recompute=recompute), params, inputs, targets, dlosses
         )
@@ -128,7 +128,7 @@ def test_recompute_takes_less_memory_while_it_runs(spec):
     assert levels[0] == levels[1] if spec == "ffi" else levels[0] - levels[1] > 2.5 * channel
     assert levels[1] - levels[2] > 2 * channel
     assert levels[2] - levels[3] > 4 * channel
-    assert levels[3] - levels[4] > 4.5 * channel
+    assert levels[3] - levels[4] > (4 if spec == "ffi" else 2.5) * channel
 
 
 def test_later_tokens_do_not_change_earlier_logits():
