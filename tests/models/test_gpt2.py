@@ -13,13 +13,15 @@ from llmc_jax import ops
 from llmc_jax.config import RECOMPUTE
 from llmc_jax.models import gpt2
 from llmc_jax.models.initialize import initialize
+from llmc_jax.ops import attention
 from tests import quick, tiny
 
 B, T = 2, 9
 
 
-def loss_and_grads(params, inputs, targets, *, spec="jnp", recompute=0):
-    chosen, _ = ops.select(spec, "cpu")
+def loss_and_grads(params, inputs, targets, *, spec="jnp", recompute=0, **others):
+    """others: an op's name -> what is to take its place."""
+    chosen = ops.select(spec, "cpu")[0]._replace(**others)
     dlosses = jnp.full(inputs.shape, 1 / inputs.size, jnp.float32)
     losses, acts = gpt2.forward(
         chosen, params, inputs, targets, dlosses, cfg=tiny.MODEL, recompute=recompute
@@ -75,16 +77,27 @@ def by_jnp():
     return quick.jit(loss_and_grads)(*problem(jnp.float32))
 
 
-@pytest.mark.parametrize("recompute", RECOMPUTE)
-def test_kernels_change_nothing(recompute):
-    kernels = partial(loss_and_grads, spec="ffi", recompute=recompute)
-    loss, grads = jax.jit(kernels)(*problem(jnp.float32))
+def assert_as_by_jnp(loss, grads):
     reference_loss, reference = by_jnp()
     np.testing.assert_allclose(loss, reference_loss, rtol=1e-6)
     for grad, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(reference), strict=True):
         np.testing.assert_allclose(
             grad, wanted, rtol=2e-4, atol=2e-5 * float(jnp.abs(wanted).max())
         )
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTE)
+def test_kernels_change_nothing(recompute):
+    kernels = partial(loss_and_grads, spec="ffi", recompute=recompute)
+    assert_as_by_jnp(*jax.jit(kernels)(*problem(jnp.float32)))
+
+
+@pytest.mark.parametrize("recompute", [0, max(RECOMPUTE)])
+def test_attention_with_jaxs_own_backward_changes_nothing(recompute):
+    """At the last level it is made again, with all that it keeps beside its output."""
+    own = attention.from_jax(partial(attention.dot_product_attention, implementation="xla"))
+    step = partial(loss_and_grads, recompute=recompute, attention=own)
+    assert_as_by_jnp(*quick.jit(step)(*problem(jnp.float32)))
 
 
 @pytest.mark.parametrize(("spec", "most"), [("jnp", 16), ("ffi", 12)])
