@@ -215,7 +215,8 @@ def restore(ops: Ops, p: Block, a: BlockActs, dresidual, *, NH) -> BlockActs:
     def layernorm_again(inp, weight, bias):
         return ops.layernorm.forward(inp, after(weight, dresidual), bias, eps=EPS)[0]
 
-    if a.qkv is None:  # only the layer's input is there and, mostly, what attention made of it
+    if a.qkv is None:  # nothing is there but residual1 and, where drop leaves it, att
+        # in front of all products, of which XLA would else keep forward's
         again = p._replace(ln1w=after(p.ln1w, dresidual), attprojw=after(p.attprojw, dresidual))
         _, whole = block_forward(ops, again, Stream(a.residual1, None), NH=NH, att=a.att)
         return whole._replace(mlp=a.mlp)

@@ -62,15 +62,17 @@ def rooms_like(
     gradients = gpt2.gradient_shapes(model, jnp.float32 if added else cfg.dtype)
     kept = [_kept_by_a_layer(ops, model, cfg)] * model.L
     ours = ops.classifier.rounds_weights
-    spares = cfg.recompute == max(RECOMPUTE)
+    last_level = cfg.recompute == max(RECOMPUTE)
     if ours and accumulates:
         needed = [kept, gradients, gradients.wte]
+    elif ours and not added and (last_level or in_factors(cfg, model, micro_batches, devices)):
+        needed = [kept, gradients.wte]
     elif ours and not added:
-        spares = spares or in_factors(cfg, model, micro_batches, devices)
-        layers = kept if spares else max(kept, gradients.block, key=size)
-        needed = [layers, gradients.wte]
+        needed = [max(kept, gradients.block, key=size), gradients.wte]
+    elif added or (size(gradients) > size(kept) and not last_level):
+        needed = gradients
     else:
-        needed = gradients if added or (size(gradients) > size(kept) and not spares) else []
+        needed = []
     sizes = [size(x) for x in jax.tree.leaves(needed)]
     return [jax.ShapeDtypeStruct((-(-n // 4),), jnp.float32) for n in sizes if n >= SMALLEST]
 
