@@ -10,7 +10,7 @@ JSON to --results for each row it has measured, before anything is printed, so t
 nothing; a row that dies takes its process with it, and the stage goes on behind it in a new one.
 What was not measured is there by name with the reason. The last stage makes --results' lines into
 a table beside it (.md); --stages=table makes it again. What stages print on stderr is in .log, what
-nvcc and compute-sanitizer say in .nvcc.log, .memcheck.log and .synccheck.log.
+nvcc and compute-sanitizer say in .nvcc.log and .memcheck.log, .racecheck.log and .synccheck.log.
 
 nvcc takes a minute. Where llmc_jax/libllmc_cuda.so has come along, it is in use until that is done,
 and after if that fails.

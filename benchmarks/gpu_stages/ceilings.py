@@ -2,7 +2,7 @@
 
 The products are those of (B*T, C) activations with each weight matrix: forward x w^T, backward
 dout w and dout^T x. PyTorch's give bfloat16 throughout; ours, as in the step, float32 for the
-gradient of a weight. Random data: products of zeros are faster.
+gradient of wte. Random data: products of zeros are faster.
 """
 
 from functools import partial
@@ -74,11 +74,11 @@ def product_jax(name: str, kind: str) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from llmc_jax.ops.matmul import dot
+    from llmc_jax.ops.matmul import dot, rounded_dot
 
     contract = {"fwd": (1, 1), "dgrad": (1, 0), "wgrad": (0, 0)}[kind]
-    dtype = jnp.float32 if kind == "wgrad" else jnp.bfloat16
-    multiply = jax.jit(lambda ab: dot(*ab, contract).astype(dtype))
+    by = dot if (name, kind) == ("logits", "wgrad") else rounded_dot
+    multiply = jax.jit(lambda ab: by(*ab, contract))
     sets = [
         [
             jax.random.normal(jax.random.key(10 * seed + i), s, jnp.bfloat16)
