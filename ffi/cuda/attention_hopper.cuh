@@ -17,8 +17,6 @@ constexpr int kConsumerWarps = kConsumers * ptx::kWarpgroup / kWarpSize;
 // Of 65536 registers a block, 168 a thread at first, what copies gives away.
 constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
 
-constexpr float kLog2E = 1.4426950408889634f;
-
 // Rows of 64 numbers.
 template <typename T, int kRows>
 using Tile = T[kRows * 64];

@@ -11,7 +11,6 @@ namespace llmc::cuda::attention {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpSize;
-constexpr float kLog2E = 1.4426950408889634f;
 
 __device__ inline int Lane() { return threadIdx.x % kWarpSize; }
 __device__ inline int Warp() { return threadIdx.x / kWarpSize; }

@@ -15,7 +15,6 @@
 namespace llmc::cuda {
 namespace {
 
-constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 // Below all logits, and no infinity, from which infinity could not be subtracted.
 constexpr float kLowest = -1e30f;
@@ -40,7 +39,7 @@ struct Softmax {
     float largest = x[0];
 #pragma unroll
     for (int k = 1; k < kSize; ++k) largest = fmaxf(largest, x[k]);
-    largest *= kLog2e;
+    largest *= kLog2E;
     if (largest > shift) {
       sum *= ptx::Exp2(shift - largest);
       shift = largest;
@@ -48,7 +47,7 @@ struct Softmax {
 #pragma unroll
     for (int k = 0; k < kSize; ++k) sum += Power(x[k]);
   }
-  __device__ float Power(float x) const { return ptx::Exp2(fmaf(x, kLog2e, -shift)); }
+  __device__ float Power(float x) const { return ptx::Exp2(fmaf(x, kLog2E, -shift)); }
 
   // That of all threads of the block together.
   __device__ Softmax OfBlock(Shared& shared) const {
@@ -57,7 +56,7 @@ struct Softmax {
     all.sum = BlockSum(sum * ptx::Exp2(shift - all.shift), shared.sum_room);
     return all;
   }
-  __device__ float Loss(float x) const { return kLn2 * (fmaf(-x, kLog2e, shift) + log2f(sum)); }
+  __device__ float Loss(float x) const { return kLn2 * (fmaf(-x, kLog2E, shift) + log2f(sum)); }
 };
 
 // Logits from `column` on; those of columns that do not exist have a power of 0.

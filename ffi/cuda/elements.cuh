@@ -90,18 +90,6 @@ __host__ __device__ inline bool Aligned16(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
 
-// Bytes of shared memory that a block may have on the device in use.
-#ifdef LLMC_EMULATED
-inline int SharedMemoryLimit() { return emulator::SharedMemoryLimit(); }
-#else
-inline int SharedMemoryLimit() {
-  int device = 0, bytes = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return bytes;
-}
-#endif
-
 // first[c] = sum over rows of partials[row][c] and, unless null, second[c] of
 // partials[row][width + c]: partials.cu.
 Status AddPartials(Stream stream, const float* partials, int rows, int width, float* first,

@@ -18,7 +18,7 @@ constexpr int kThreads = 128;
 constexpr int kAhead = 2;  // rows asked for before the first is worked on
 constexpr float kScale = 0.7978845608028654f;  // sqrt(2 / pi)
 constexpr float kCubic = 0.044715f;
-constexpr float kPower = -2 * 1.4426950408889634f * kScale;  // e = 2^(kPower * (x + kCubic x^3))
+constexpr float kPower = -2 * kLog2E * kScale;  // e = 2^(kPower * (x + kCubic x^3))
 constexpr float kLargestPower = 120;  // e then is finite, and s of no account
 
 template <typename T>

@@ -18,6 +18,7 @@ using f16 = __half;
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kWarpSize = 32;
+constexpr float kLog2E = 1.4426950408889634f;  // e^x = 2^(kLog2E x)
 
 __device__ inline float ToFloat(float x) { return x; }
 __device__ inline float ToFloat(bf16 x) { return __bfloat162float(x); }
@@ -118,8 +119,9 @@ Status Launch(const Launchable<Params...>& kernel, dim3 grid, dim3 threads, size
   return {};
 }
 
-// The compute capability of the device in use, as 80 for 8.0.
 inline int Architecture() { return emulator::Architecture(); }
+inline int SharedMemoryLimit() { return emulator::SharedMemoryLimit(); }
+inline int Multiprocessors() { return 3; }
 
 #else
 
@@ -144,13 +146,25 @@ Status Launch(const Launchable<Params...>& kernel, dim3 grid, dim3 threads, size
   return ToStatus(cudaGetLastError());
 }
 
-inline int Architecture() {
-  int device = 0, major = 0, minor = 0;
+// Of the device in use.
+inline int Attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
   cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  return 10 * major + minor;
+  cudaDeviceGetAttribute(&value, attribute, device);
+  return value;
 }
+
+// Its compute capability, as 80 for 8.0.
+inline int Architecture() {
+  return 10 * Attribute(cudaDevAttrComputeCapabilityMajor) +
+         Attribute(cudaDevAttrComputeCapabilityMinor);
+}
+
+// Bytes of shared memory that a block may have.
+inline int SharedMemoryLimit() { return Attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+
+// A grid of as many blocks, or fewer, has each on its own.
+inline int Multiprocessors() { return Attribute(cudaDevAttrMultiProcessorCount); }
 
 #endif
 

@@ -302,19 +302,3 @@ __device__ inline void Product(float (&d)[32], const uint32_t (&a)[4], uint64_t 
 }  // namespace llmc::cuda::ptx
 
 #endif
-
-namespace llmc::cuda {
-
-// Of the device in use; a grid of as many blocks, or fewer, has each on its own.
-inline int Multiprocessors() {
-#ifdef LLMC_EMULATED
-  return 3;
-#else
-  int device = 0, count = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
-#endif
-}
-
-}  // namespace llmc::cuda

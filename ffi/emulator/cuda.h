@@ -11,8 +11,6 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline
-#define __restrict__ __restrict
 #define __launch_bounds__(...)
 #define __maxnreg__(...)
 #define __align__(n) alignas(n)
@@ -29,21 +27,10 @@ using dim3 = llmc::emulator::Dim3;
 struct __attribute__((may_alias, aligned(8))) float2 {
   float x, y;
 };
-struct __attribute__((may_alias, aligned(16))) float4 {
-  float x, y, z, w;
-};
-struct __attribute__((may_alias, aligned(8))) uint2 {
-  unsigned x, y;
-};
 struct __attribute__((may_alias, aligned(16))) uint4 {
   unsigned x, y, z, w;
 };
-struct __attribute__((may_alias, aligned(16))) int4 {
-  int x, y, z, w;
-};
 inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 inline void __syncthreads() {
@@ -84,27 +71,9 @@ T __shfl_xor_sync(unsigned mask, T value, int bits) {
   llmc::emulator::CheckMask(mask);
   return llmc::emulator::Shuffle(value, (llmc::emulator::thread->number & 31) ^ bits);
 }
-template <typename T>
-T __shfl_down_sync(unsigned mask, T value, int delta) {
-  llmc::emulator::CheckMask(mask);
-  int lane = llmc::emulator::thread->number & 31;
-  return llmc::emulator::Shuffle(value, lane + delta < 32 ? lane + delta : lane);
-}
 inline void __syncwarp() { llmc::emulator::Shuffle(0, 0); }
 
-template <typename T>
-T atomicAdd(T* address, T value) {
-  T old = *address;
-  *address = old + value;
-  return old;
-}
-inline void __threadfence() {}
-
-// Streaming and read-only accesses are accesses.
-template <typename T>
-T __ldg(const T* p) {
-  return *p;
-}
+// Streaming accesses are accesses.
 template <typename T>
 T __ldcs(const T* p) {
   return *p;
@@ -125,7 +94,6 @@ inline unsigned __float_as_uint(float value) {
   return bits;
 }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
-inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 using std::max;
 using std::min;
