@@ -119,6 +119,8 @@ def _other_text(before: list[dict], now: list[dict]) -> str:
             f"the files were in the order {', '.join(was[:3])} and are now in the order "
             f"{', '.join(is_now[:3])}"
         )
+    if was == is_now and all(a["sha256"] == b["sha256"] for a, b in zip(before, now, strict=True)):
+        return f"validation began elsewhere in {other[0]}"
     return f"the text has changed ({', '.join(other[:3]) or 'there is less of it'})"
 
 

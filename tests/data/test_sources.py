@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 
 import numpy as np
@@ -143,9 +144,35 @@ def test_lines_may_end_as_on_windows(text_config, tmp_path):
     assert 0 <= len(train) - len(text) / 2 < 20  # up to the next space
 
 
+@pytest.mark.parametrize("line", ["Слово за словом\n", "日本語\r\n", "😀\u3000 "])
+def test_text_without_ascii_is_split_too(text_config, tmp_path, line):
+    """Shards from before it was are not gone on with: there, all was for training."""
+    (tmp_path / "c.txt").write_bytes((line * 100).encode())
+    cfg = dataclasses.replace(text_config, input=f"{tmp_path}/c.txt", val_fraction=0.5)
+    prepare.main(cfg)
+    train, val = (
+        tokenizer().decode(np.concatenate(shards(tmp_path / "out", split))[1:].tolist())
+        for split in ("train", "val")
+    )
+    assert train + val == line * 100
+    assert 0 <= len(train.encode()) - len((line * 50).encode()) < len(line.encode())
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["inputs"][0].pop("validation_from") == len(train.encode())
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BadInput, match=r"validation began elsewhere in c\.txt; give the old"):
+        prepare.main(cfg)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"caf\xe9", r"c.txt is not UTF-8 \(byte 3\)"), (b"", "c.txt is empty")],
+    [
+        (b"caf\xe9", r"c.txt is not UTF-8 \(byte 3\)"),
+        ("é".encode() * 2**20 + b"\xff", r"c.txt is not UTF-8 \(byte 2097152\)"),
+        (b"a" + "é".encode() * 2**19 + b"\xff", r"c.txt is not UTF-8 \(byte 1048577\)"),
+        (b"", "c.txt is empty"),
+    ],
+    ids=["end", "later", "astride", "empty"],
 )
 def test_unusable_text_is_named(text_config, tmp_path, content, message):
     (tmp_path / "c.txt").write_bytes(content)

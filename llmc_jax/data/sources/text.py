@@ -1,12 +1,20 @@
 """Any UTF-8 text files; each is a document, and the end of the last ones is for validation."""
 
+import codecs
+import mmap
+import re
 from collections.abc import Iterator
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 from llmc_jax.config import BadInput
-from llmc_jax.data.encode import BREAK
 from llmc_jax.data.sources import Document, Source, Stream, describe, find_files, last, numbered
+
+# In front of such a space or line end validation may begin. Behind ASCII a "\r" is none: texts of
+# ASCII were always cut so, and shards of them that are there are gone on with.
+BREAK = re.compile(rb"(?<=[!-~])[ \n]|(?<=[\x80-\xff])[ \r\n]")
+CHUNK = 1 << 20  # bytes looked at together
 
 
 def source(pattern: str, *, shard_tokens: int, val_fraction: float) -> Source:
@@ -18,49 +26,67 @@ def source(pattern: str, *, shard_tokens: int, val_fraction: float) -> Source:
     paths = find_files("text", pattern)
     inputs = [describe(path) for path in paths]
     for path in paths:
-        _read(path)
+        _check(path)
     sizes = [file["bytes"] for file in inputs]
-    cut = last(sum(sizes), val_fraction)
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    split = next(i for i, end in enumerate(ends) if end >= cut)
+    *starts, total = accumulate(sizes, initial=0)
+    cut = last(total, val_fraction)
+    split = next(i for i, start in enumerate(starts) if start + sizes[i] >= cut)
+    at, behind = _break(paths[split], cut - starts[split])
+    if behind > 127:  # an older version did not cut there: its shards are not gone on with
+        inputs[split]["validation_from"] = at
+    cut = starts[split] + at
 
-    def documents(skip: int, *, val: bool) -> Iterator[Document]:
-        first, stop = (split, len(paths)) if val else (0, split + 1)
+    def documents(skip: int, begin: int, end: int) -> Iterator[Document]:
+        """What the files have in [begin, end) of all bytes."""
         number = 0
-        for i in range(first, stop):
-            text = _read(paths[i])
-            if i == split:
-                at = _break(text, cut - (ends[i] - sizes[i]))
-                text = text[at:] if val else text[:at]
-            if text:
+        for path, start, size in zip(paths, starts, sizes, strict=True):
+            first, stop = max(begin - start, 0), min(end - start, size)
+            if first < stop:
                 if number >= skip:
-                    yield Document(text, ends[i] - (cut if val else 0))
+                    yield Document(_read(path, first, stop), start + stop - begin)
                 number += 1
 
-    def stream(name: str, size: int) -> Stream:
+    def stream(name: str, begin: int, end: int) -> Stream:
         shards = partial(numbered, f"text_{name}", shard_tokens)
-        return Stream(partial(documents, val=name == "val"), size, "B", shards)
+        return Stream(partial(documents, begin=begin, end=end), end - begin, "B", shards)
 
-    return Source("text", inputs, [stream("train", cut), stream("val", sum(sizes) - cut)])
+    return Source("text", inputs, [stream("train", 0, cut), stream("val", cut, total)])
 
 
-def _break(text: str, offset: int) -> int:
-    """The first place to cut at, in characters, from `offset` bytes on; else the text's end."""
+def _break(path: Path, offset: int) -> tuple[int, int]:
+    """The first place to cut at from byte `offset` on, and the byte in front; else the end, and 0.
+
+    At 0 there is no need to look for one.
+    """
     if not offset:
-        return 0
-    found = BREAK.search(text, len(text.encode()[:offset].decode(errors="ignore")))
-    return found.start() if found else len(text)
+        return 0, 0
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = BREAK.search(data, offset)
+        return (found.start(), data[found.start() - 1]) if found else (len(data), 0)
 
 
-def _read(path: Path) -> str:
+def _check(path: Path) -> None:
+    """Raises BadInput where the file is empty or not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with open(path, "rb") as file:
+        try:
+            while chunk := file.read(CHUNK):
+                decoder.decode(chunk)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            byte = file.tell() - len(error.object) + error.start
+            raise BadInput(
+                f"{path} is not UTF-8 (byte {byte}); convert it, for instance with iconv."
+            ) from error
+        if not file.tell():
+            raise BadInput(f"{path} is empty; leave it out of --input.")
+
+
+def _read(path: Path, begin: int, end: int) -> str:
+    """The text in the bytes [begin, end), as it is: read_text would make one of two at CR LF."""
     try:
-        text = path.read_bytes().decode()  # as it is: read_text would make one of two at CR LF
-    except UnicodeDecodeError as error:
-        raise BadInput(
-            f"{path} is not UTF-8 (byte {error.start}); convert it, for instance with iconv."
-        ) from error
+        with open(path, "rb") as file:
+            file.seek(begin)
+            return file.read(end - begin).decode()
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}.") from error
-    if not text:
-        raise BadInput(f"{path} is empty; leave it out of --input.")
-    return text
