@@ -118,13 +118,13 @@ def _batches(documents: Iterable[Document]) -> Iterator[Batch]:
     """Documents together up to about BATCH characters; longer ones in parts."""
     texts, size, end = [], 0, 0
     for text, end in documents:
-        pieces = [text] if len(text) <= BATCH else parts(text, BATCH)
-        texts.append(pieces[0])
-        size += len(pieces[0])
-        if size >= BATCH or len(pieces) > 1:
+        pieces = parts(text, BATCH)
+        texts.append(next(pieces))
+        size += len(texts[-1])
+        if size >= BATCH:  # as it is where there are more pieces
             yield Batch(texts, True, end)
             texts, size = [], 0
-        for piece in pieces[1:]:
+        for piece in pieces:
             yield Batch([piece], False, end)
     if texts:
         yield Batch(texts, True, end)
