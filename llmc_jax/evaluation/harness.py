@@ -6,6 +6,7 @@ its published numbers can be compared with.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from llmc_jax.config import BadInput
 from llmc_jax.data.tokenizer import EOT, token_bytes, tokenizer
@@ -14,7 +15,17 @@ from llmc_jax.generation.sampler import make_sampler
 from llmc_jax.trained import Opened
 
 NEW_TOKENS = 256  # where a task does not say how many
-KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
+# What lm_eval calls the number of tokens; the first of those that are given counts.
+COUNTS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+KNOWN = {"until", *COUNTS, "do_sample", "temperature", "top_k", "top_p"}
+
+
+class Asked(NamedTuple):
+    """The options of a request for text."""
+
+    until: list[str]
+    count: int  # of tokens, at most
+    choose: dict  # the sampler's options
 
 
 class Harness:
@@ -63,32 +74,24 @@ class Harness:
 
     def generate_until(self, requests: Sequence[tuple[str, dict]]) -> list[str]:
         """For each (context, options) a continuation that ends before the first of the texts
-        options["until"], or with max_gen_toks tokens; the likeliest tokens unless do_sample."""
-        return [self._generate(*request, seed=seed) for seed, request in enumerate(requests)]
+        options["until"], or with max_gen_toks tokens; the likeliest tokens unless do_sample, or a
+        temperature above 0 without it. Raises BadInput, before the first is made, for options that
+        are not known."""
+        asked = [(context, _asked(options)) for context, options in requests]
+        return [self._generate(*request, seed=seed) for seed, request in enumerate(asked)]
 
-    def _generate(self, context: str, options: dict, *, seed: int) -> str:
-        if unknown := sorted(options.keys() - KNOWN):
-            raise BadInput(
-                f"generation with {', '.join(unknown)} is not supported; known are "
-                f"{', '.join(sorted(KNOWN))}."
-            )
-        until = options.get("until") or []
-        until = [until] if isinstance(until, str) else [end for end in until if end]
-        count = min(int(options.get("max_gen_toks", NEW_TOKENS)), self._T - 1)
+    def _generate(self, context: str, asked: Asked, *, seed: int) -> str:
+        count = min(asked.count, self._T - 1)
         prompt = tokenizer().encode_ordinary(context)[-(self._T - count) :] or [EOT]
         self._refuse_unknown(prompt)
-        temperature = float(options.get("temperature", 1.0))
-        choose = dict(top_k=1)
-        if options.get("do_sample") and temperature > 0:
-            top_k, top_p = int(options.get("top_k", 0)), float(options.get("top_p", 1))
-            choose = dict(top_k=min(top_k, self._V), top_p=top_p, temperature=temperature)
+        choose = asked.choose | dict(top_k=min(asked.choose["top_k"], self._V))
         written, text = b"", ""
         for token in self._sample(self._params, prompt, count, seed=seed, **choose):
             if token == EOT:
                 break
             written += token_bytes(tokenizer(), token)
             text = written.decode(errors="replace")
-            if found := [text.index(end) for end in until if end in text]:
+            if found := [text.index(end) for end in asked.until if end in text]:
                 return text[: min(found)]
         return text
 
@@ -116,6 +119,27 @@ def encode_pair(context: str, continuation: str) -> tuple[list[int], list[int]]:
         return [EOT], encode(continuation)
     before = encode(context)
     return before, encode(context + continuation)[len(before) :]
+
+
+def _asked(options: dict) -> Asked:
+    """The options as lm_eval understands them (models/utils.py, normalize_gen_kwargs). Raises
+    BadInput for those that are not known and would change the text."""
+    known = KNOWN | {"num_beams"} if options.get("num_beams") == 1 else KNOWN
+    if unknown := sorted(options.keys() - known):
+        raise BadInput(
+            f"generation with {', '.join(unknown)} is not supported; known are "
+            f"{', '.join(sorted(KNOWN))}."
+        )
+    until = options.get("until") or []
+    until = [until] if isinstance(until, str) else [end for end in until if end]
+    counts = (options[name] for name in COUNTS if options.get(name) is not None)
+    count = int(next(counts, NEW_TOKENS))
+    sample = options.get("do_sample")
+    temperature = float(options.get("temperature", 0.0 if sample is None else 1.0))
+    if (sample is not None and not sample) or temperature <= 0:
+        return Asked(until, count, dict(top_k=1))
+    top_k, top_p = int(options.get("top_k", 0)), float(options.get("top_p", 1))
+    return Asked(until, count, dict(top_k=top_k, top_p=top_p, temperature=temperature))
 
 
 def _windows(tokens: list[int], T: int) -> list[Row]:

@@ -99,13 +99,26 @@ def test_generation_ends_before_what_it_is_told(harness):
     wild = ask | dict(do_sample=True, temperature=3.0)
     texts = [harness.generate_until([(TEXT, wild)]) for _ in range(2)]
     assert texts[0] == texts[1] != [whole]  # seeded
+    del wild["do_sample"]  # a temperature is enough
+    assert harness.generate_until([(TEXT, wild)]) == texts[0]
+    for greedy in (dict(temperature=0.0), dict(do_sample=False, temperature=3.0)):
+        assert harness.generate_until([(TEXT, ask | greedy)]) == [whole]
 
 
-def test_what_cannot_be_answered_is_refused(harness):
+@pytest.mark.parametrize("name", harness_module.COUNTS)
+def test_options_that_change_nothing_are_taken(harness, name):
+    (wanted,) = harness.generate_until([(TEXT, dict(max_gen_toks=3))])
+    options = {"max_completion_tokens": 5, name: 3, "num_beams": 1}
+    assert harness.generate_until([(TEXT, options)]) == [wanted]
+
+
+def test_what_cannot_be_answered_is_refused(harness, monkeypatch):
+    """Options that cannot be followed before any text is made."""
     with pytest.raises(BadInput, match=r"a continuation of 17 tokens .* the model takes 16"):
         harness.loglikelihood([("A", " a" * 17)])
+    monkeypatch.setattr(harness, "_sample", None)
     with pytest.raises(BadInput, match="generation with num_beams is not supported; known are"):
-        harness.generate_until([("A", dict(num_beams=4))])
+        harness.generate_until([("A", {}), ("A", dict(num_beams=4))])
 
 
 def test_a_model_with_another_vocabulary_answers_what_it_can(harness, monkeypatch):
