@@ -5,13 +5,13 @@ tied to wte, which has no padded rows. Reference: transformers, modeling_gpt2.py
 """
 
 import json
+import math
 import operator
 import re
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from llmc_jax.config import BadInput, ModelConfig, refuse_impossible
 from llmc_jax.files import new_file, refuse_unwritable
@@ -147,10 +147,7 @@ def write_model(
     for layer, block in enumerate(params.block):
         for name, tensor in zip(NAMES, block, strict=True):
             tensors[f"h.{layer}.{name}"] = tensor.T if tensor.ndim == 2 else tensor
-    tensors = {
-        f"transformer.{name}": np.ascontiguousarray(tensor, np.float32)
-        for name, tensor in tensors.items()
-    }
+    tensors = {f"transformer.{name}": tensors[name] for name in sorted(tensors)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -158,8 +155,22 @@ def write_model(
     with new_file(folder / "config.json", overwrite=overwrite) as config:
         config.write(json.dumps(_config(cfg), indent=2).encode())
         with new_file(folder / WEIGHTS, overwrite=overwrite) as weights:
-            weights.write(save(tensors, metadata={"format": "pt"}))
+            weights.write(_header({name: tensor.shape for name, tensor in tensors.items()}))
+            for tensor in tensors.values():  # one after another: transposed ones are copies
+                weights.write(np.ascontiguousarray(tensor, "<f4").data)
     _remove_shards(folder)
+
+
+def _header(shapes: dict[str, tuple[int, ...]]) -> bytes:
+    """What a safetensors file has in front of these float32 tensors."""
+    header, begin = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in shapes.items():
+        end = begin + 4 * math.prod(shape)
+        header[name] = dict(dtype="F32", shape=shape, data_offsets=(begin, end))
+        begin = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
 
 
 def refuse_to_replace(folder: Path, *, overwrite: bool) -> None:

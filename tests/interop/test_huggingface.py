@@ -1,7 +1,9 @@
 """Folders of Hugging Face's GPT-2: theirs read here, ours read there, and what is refused."""
 
+import dataclasses
 import json
 import shutil
+import tracemalloc
 
 import jax
 import numpy as np
@@ -35,6 +37,19 @@ def test_a_model_is_read_as_it_was_written(tmp_path, params):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     with pytest.raises(BadInput, match="add --overwrite"):
         huggingface.write_model(tmp_path / "a", MODEL, params)
+
+
+def test_the_file_is_safetensors_own_and_is_not_made_in_memory(tmp_path):
+    """Byte for byte; beside the model there is one transposed matrix at a time."""
+    model = dataclasses.replace(MODEL, L=8, NH=4, C=64)
+    params = jax.tree.map(lambda s: np.ones(s.shape, np.float32), gpt2.shapes(model))
+    tracemalloc.start()
+    huggingface.write_model(tmp_path, model, params)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    written = (tmp_path / "model.safetensors").read_bytes()
+    assert peak < len(written) / 8
+    assert written == save(load_file(tmp_path / "model.safetensors"), metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
