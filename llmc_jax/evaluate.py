@@ -4,11 +4,9 @@ Loss, perplexity and bits per byte of text; HellaSwag and MMLU as llm.c's script
 """
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import jax
@@ -44,7 +42,8 @@ class EvaluateConfig(TrainedConfig):
     )
     val_batches: int = option(
         -1,
-        "only the first N times --batch_size sequences of --val_data, as training's; -1: all of it",
+        "only the first N times --batch_size sequences of --val_data, as training's, which passes "
+        "over what is left at a shard's end; -1: all of it",
         minimum=-1,
     )
     hellaswag: str = option(
@@ -129,9 +128,8 @@ def open_task(name: str, cfg: EvaluateConfig, trained: Trained, T: int) -> Calla
     """A function of a scorer that gives the task's numbers; its files are read and checked."""
     if name == "loss":
         pattern = cfg.val_data or trained.options.get("val_data", "")
-        rows = text.read_rows("val_data", pattern, model=trained.model, T=T)
-        if cfg.val_batches != -1:
-            rows = islice(rows, min(cfg.val_batches * cfg.batch_size, sys.maxsize))
+        sequences = None if cfg.val_batches == -1 else cfg.val_batches * cfg.batch_size
+        rows = text.read_rows("val_data", pattern, model=trained.model, T=T, sequences=sequences)
         return partial(evaluate_text, trained, rows)
     pattern = getattr(cfg, name) or FETCH[name](Path(cfg.data_dir))
     questions = read_questions(name, pattern)[: cfg.limit or None]

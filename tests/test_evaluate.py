@@ -85,6 +85,23 @@ def test_batches_are_training_validations(folder, monkeypatch):
     assert got["tokens"] == 4 * 2 * 16 and got["loss"] == pytest.approx(wanted, abs=1e-6)
 
 
+def test_batches_pass_over_what_training_passes_over(folder, monkeypatch):
+    """What is left at a shard's end; more batches than there are."""
+    monkeypatch.setitem(config.MODELS, "tiny", tiny.MODEL)
+    write_shard(folder / "short_0.bin", tiny.tokens(51, seed=6))
+    write_shard(folder / "short_1.bin", tiny.tokens(70, seed=7))
+    data = dict(train_data=f"{folder}/train*.bin", val_data=f"{folder}/short_*.bin")
+    options = dict(max_steps=1, val_batches=99, checkpoint_every=1)
+    train.main(tiny.config(**data, output_dir=f"{folder}/short", **options))
+    logged = read_metrics(folder / "short" / "metrics.jsonl")
+    wanted = [line["val_loss"] for line in logged if "val_loss" in line][-1]
+    got = results(folder, run=f"{folder}/short", batch_size=2, val_batches=99)["tasks"]["loss"]
+    assert got["tokens"] == (3 + 4) * 16 and got["loss"] == pytest.approx(wanted, abs=1e-6)
+    write_shard(folder / "short_0.bin", tiny.tokens(16))
+    with pytest.raises(BadInput, match="holds no sequence of 16 tokens and one more; leave out"):
+        results(folder, val_data=f"{folder}/short_0.bin", val_batches=1)
+
+
 def test_weights_of_the_runs_data_change_nothing(folder):
     """Training mixes by them; here every token counts once."""
     write_shard(folder / "few.bin", tiny.tokens(100, seed=5))
@@ -179,7 +196,7 @@ def test_bad_input(folder, options, message):
 def test_a_batch_may_be_larger_than_all_there_is(folder):
     write_shard(folder / "few.bin", tiny.tokens(100, seed=5))
     options = dict(val_data=f"{folder}/few.bin", batch_size=10**15, val_batches=10**15)
-    assert results(folder, **options)["tasks"]["loss"]["tokens"] == 99
+    assert results(folder, **options)["tasks"]["loss"]["tokens"] == 96
 
 
 def test_want_of_memory_is_said(folder, monkeypatch):

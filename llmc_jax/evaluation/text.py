@@ -1,6 +1,7 @@
 """The loss of a model on text: nats a token, perplexity, bits a byte."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import NamedTuple
@@ -36,24 +37,37 @@ def byte_lengths(model: ModelConfig) -> np.ndarray | None:
     return np.array([len(decode(token)) for token in range(EOT)] + [0])
 
 
-def read_rows(flag: str, pattern: str, *, model: ModelConfig, T: int) -> Iterator[Row]:
+def read_rows(
+    flag: str, pattern: str, *, model: ModelConfig, T: int, sequences: int | None = None
+) -> Iterator[Row]:
     """All tokens of the shards but the first of each, in order, predicted T at a time.
 
-    What is left at a shard's end is a shorter row. Weights, which training may have had, are passed
-    over: every text counts as it is. Raises BadInput where a shard is missing or broken, where
-    there is nothing to predict, or a token is none of the model's.
+    What is left at a shard's end is a shorter row. sequences: only so many rows of T tokens, those
+    of training's validation, which passes over what is left. Weights, which training may have had,
+    are passed over: every text counts as it is. Raises BadInput where a shard is missing or broken,
+    where there is nothing to predict, or a token is none of the model's.
     """
     sets = split_weights(flag, pattern)
     paths = [path for globs, _ in sets for path in find_shards(flag, globs)]
     shards = read_shards(flag, paths)
     if all(len(tokens) < 2 for tokens in shards):
         raise BadInput(f"--{flag}={pattern} holds no two tokens; prepare more text.")
-    return _rows(paths, shards, model.V, T)
+    if sequences is None:
+        return _rows(paths, shards, model.V, T, least=1)
+    if all(len(tokens) <= T for tokens in shards):
+        raise BadInput(
+            f"--{flag}={pattern} holds no sequence of {T} tokens and one more; leave out "
+            f"--val_batches, lower --sequence_length or prepare more text."
+        )
+    return islice(_rows(paths, shards, model.V, T, least=T), min(sequences, sys.maxsize))
 
 
-def _rows(paths: list[str], shards: list[np.ndarray], V: int, T: int) -> Iterator[Row]:
+def _rows(
+    paths: list[str], shards: list[np.ndarray], V: int, T: int, *, least: int
+) -> Iterator[Row]:
+    """least: how many tokens a row predicts at least."""
     for path, shard in zip(paths, shards, strict=True):
-        for begin in range(0, len(shard) - 1, T):
+        for begin in range(0, len(shard) - least, T):
             tokens = shard[begin : begin + T + 1]
             if (largest := tokens.max()) >= V:
                 raise BadInput(
