@@ -68,7 +68,7 @@ class EvaluateConfig(TrainedConfig):
 
 
 def main(cfg: EvaluateConfig) -> None:
-    """Read all that is asked for, then evaluate it, print it, and write it."""
+    """Read all that is asked for, then evaluate it; print and write each task's numbers."""
     check(cfg)
     trained, mesh, chosen, T, dtype = open_by_flags(cfg)
     model = trained.model
@@ -82,15 +82,15 @@ def main(cfg: EvaluateConfig) -> None:
         f"{ffi.status(jax.default_backend())}",
         flush=True,
     )
+    what = dict(model=source, step=trained.step, dtype=dtype, sequence_length=T)
     results = {}
     for name, evaluate in tasks.items():
         with memory.enough(partial(too_large, cfg.batch_size)):
             results[name] = evaluate(score)
         print("\n".join(lines(name, results[name])), flush=True)
-    if cfg.output:
-        what = dict(model=source, step=trained.step, dtype=dtype, sequence_length=T)
-        with new_file(cfg.output, overwrite=cfg.overwrite) as file:
-            file.write(json.dumps(what | dict(tasks=results)).encode() + b"\n")
+        if cfg.output:  # now, and with more after the next task: which may be hours, and fail
+            with new_file(cfg.output, overwrite=cfg.overwrite or len(results) > 1) as file:
+                file.write(json.dumps(what | dict(tasks=results)).encode() + b"\n")
 
 
 def too_large(batch_size: int) -> RunStopped:

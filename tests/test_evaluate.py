@@ -208,6 +208,24 @@ def test_want_of_memory_is_said(folder, monkeypatch):
         results(folder, batch_size=7)
 
 
+def test_what_is_finished_is_written(folder, tmp_path, monkeypatch):
+    """Where a later task fails; --overwrite is for what was there before."""
+    options = dict(run=f"{folder}/run", hellaswag=f"{folder}/questions.bin", limit=2)
+    cfg = EvaluateConfig(**options, output=f"{tmp_path}/a.json")
+    evaluate.main(cfg)
+    whole = json.loads((tmp_path / "a.json").read_text())
+    assert list(whole["tasks"]) == ["loss", "hellaswag"]
+
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(evaluate, "evaluate_questions", fail)
+    with pytest.raises(RunStopped):
+        evaluate.main(dataclasses.replace(cfg, output=f"{tmp_path}/b.json"))
+    del whole["tasks"]["hellaswag"]
+    assert json.loads((tmp_path / "b.json").read_text()) == whole
+
+
 def test_tokens_of_another_vocabulary_are_refused(folder):
     write_shard(folder / "large.bin", np.full(40, 90))
     with pytest.raises(BadInput, match=r"large\.bin has token 90 near position 0, .* ends at 89"):
