@@ -6,13 +6,17 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from llmc_jax import checkpoint, config, export, generate, train
 from llmc_jax.config import BadInput
 from llmc_jax.export import ExportConfig
 from llmc_jax.interop import huggingface, llmc
+from llmc_jax.models.initialize import initialize
+from llmc_jax.trained import TrainedConfig, open_by_flags
 from llmc_jax.training.logger import read_metrics
 from tests import tiny
 from tests.interop import test_llmc_state
@@ -53,6 +57,22 @@ def test_around_the_world(trained, tmp_path, capsys):
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
     run(tmp_path / "a.bin", "llmc_bf16", tmp_path / "c.bin", verify=True)
     assert capsys.readouterr().out.count("verified: logits differ by") == 5
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+def test_a_folder_of_hugging_face_has_the_type_that_it_is_stored_in(tmp_path, stored):
+    """For --dtype=auto; float16, which is none of ours, is taken as float32."""
+    huggingface.write_model(tmp_path / "hf", tiny.MODEL, initialize(tiny.MODEL, seed=1))
+    path = tmp_path / "hf" / "model.safetensors"
+    tensors = {name: x.astype(jnp.dtype(stored)) for name, x in load_file(path).items()}
+    save_file(tensors, path)
+    dtype = "bfloat16" if stored == "bfloat16" else "float32"
+    opened = open_by_flags(TrainedConfig(model=f"hf:{tmp_path}/hf"))
+    assert opened.dtype == dtype and opened.trained.params.wte.dtype == np.float32
+    wte = np.asarray(opened.trained.params.wte[: tiny.MODEL.V])
+    assert np.array_equal(wte, tensors["transformer.wte.weight"].astype(np.float32))
+    run(f"hf:{tmp_path}/hf", "checkpoint", tmp_path / "back", verify=True)
+    assert open_by_flags(TrainedConfig(run=f"{tmp_path}/back")).dtype == dtype
 
 
 def test_what_was_exported_is_the_checkpoint_that_was_asked_for(trained, tmp_path):

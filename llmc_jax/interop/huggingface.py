@@ -80,7 +80,8 @@ def find(name: str, flag: str = "model") -> Path:
 
 
 def read_model(folder: str | Path) -> tuple[ModelConfig, Params]:
-    """The model in `folder`: NumPy float32 arrays, wte padded with rows of 0.
+    """The model in `folder`: NumPy arrays, bfloat16 where it is stored so, else float32; wte
+    padded with rows of 0.
 
     Raises BadInput where it is of another architecture or a tensor is missing.
     """
@@ -99,7 +100,8 @@ def read_model(folder: str | Path) -> tuple[ModelConfig, Params]:
                 f"float16 or bfloat16."
             )
         tensor = file.get_tensor(prefix + name)
-        tensor = np.asarray(tensor.T if transposed else tensor, np.float32)
+        dtype = tensor.dtype if stored == "BF16" else np.float32
+        tensor = np.asarray(tensor.T if transposed else tensor, dtype)
         if tensor.shape != shape:
             raise BadInput(
                 f"{folder}: {prefix + name} is {tensor.shape}, and config.json says {shape}."
@@ -108,7 +110,7 @@ def read_model(folder: str | Path) -> tuple[ModelConfig, Params]:
 
     shapes = gpt2.shapes(cfg)
     rows = read("wte.weight", (cfg.V, cfg.C))  # before there is room for it: the sizes may be wrong
-    wte = np.zeros(shapes.wte.shape, np.float32)
+    wte = np.zeros(shapes.wte.shape, rows.dtype)
     wte[: cfg.V] = rows
     blocks = tuple(
         Block(
