@@ -40,7 +40,7 @@ def main(paths: list[str], cfg: PlotConfig) -> None:
             print(remark)
     first = Path(paths[0])
     output = Path(cfg.output or (first if first.is_dir() else first.parent) / "plot")
-    if output.name in ("", ".."):
+    if output.name in ("", "..") or cfg.output.endswith("/"):  # which Path drops
         raise BadInput(
             f"--output={cfg.output} names only a directory; give PATH of PATH.png and PATH.html."
         )

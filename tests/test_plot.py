@@ -68,7 +68,7 @@ def test_letters_are_taken_from_the_fonts_that_have_them():
     assert picture.plt.rcParams["font.family"] == usual
 
 
-@pytest.mark.parametrize("output", [".", "/", "..", "./"])
+@pytest.mark.parametrize("output", [".", "/", "..", "./", "folder/"])
 def test_output_is_no_directory(tmp_path, output):
     run = write(tmp_path / "one", "main.log", MAIN_LOG)
     with pytest.raises(BadInput, match=r"^--output=.* names only a directory; give PATH"):
