@@ -212,10 +212,12 @@ def _write(cfg: PrepareConfig, folder: Path, source: Source, manifest: Manifest)
         print(f"{folder / shard.file}: {shard.tokens:,} tokens, there already")
     if manifest.complete:
         return manifest
-    cores = os.cpu_count()
+    cores = _cores()
     workers = min(cfg.workers or cores, cores)  # more only wait for each other
     if cfg.workers > cores:
-        print(f"--workers={cfg.workers} is more than there are cores: {cores} are started")
+        print(
+            f"--workers={cfg.workers} is more than there are cores to run on: {cores} are started"
+        )
     for number, stream in enumerate(source.streams):
         for grown in pipeline.write(stream, number, folder, manifest, workers=workers):
             manifest = grown
@@ -224,6 +226,14 @@ def _write(cfg: PrepareConfig, folder: Path, source: Source, manifest: Manifest)
     if not manifest.shards:
         raise BadInput(f"--source={cfg.source} holds no text; name other files with --input.")
     return manifest
+
+
+def _cores() -> int:
+    """How many cores this process may run on, as far as the system tells."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count()
 
 
 def _ready_made(cfg: PrepareConfig, folder: Path, manifest: Manifest) -> Manifest:

@@ -151,7 +151,9 @@ def test_workers_change_nothing(lines, workers):
     assert files(lines.output_dir) == wanted
 
 
-def test_no_more_workers_than_cores_are_started(lines, monkeypatch, capsys):
+@pytest.mark.parametrize("cores", [1, 3])
+def test_no_more_workers_than_cores_are_started(lines, monkeypatch, capsys, cores):
+    """Than this process may run on, which may be fewer than there are."""
     asked = []
 
     def write(*_, workers):
@@ -159,11 +161,13 @@ def test_no_more_workers_than_cores_are_started(lines, monkeypatch, capsys):
         return iter(())
 
     monkeypatch.setattr(pipeline, "write", write)
-    with pytest.raises(BadInput, match="holds no text"):
-        prepare.main(dataclasses.replace(lines, workers=100_000))
-    cores = os.cpu_count()
-    assert asked == [cores, cores]
-    assert f"--workers=100000 is more than there are cores: {cores} are" in capsys.readouterr().out
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    for workers in (0, 100_000):
+        with pytest.raises(BadInput, match="holds no text"):
+            prepare.main(dataclasses.replace(lines, workers=workers))
+    assert asked == 4 * [cores]
+    told = f"--workers=100000 is more than there are cores to run on: {cores} are started"
+    assert capsys.readouterr().out.splitlines() == [told]
 
 
 def test_killed_and_started_again(tmp_path):
