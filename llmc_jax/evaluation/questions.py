@@ -15,7 +15,7 @@ from llmc_jax.config import BadInput
 from llmc_jax.data.tokenizer import EOT, tokenizer
 from llmc_jax.interop.llmc_text import Example, read_eval
 
-LETTERS = "ABCD"  # MMLU's answers
+LETTERS = ["A", "B", "C", "D"]  # MMLU's answers
 MMLU_COLUMNS = 6  # question, four answers, the letter of the right one
 
 
@@ -102,7 +102,7 @@ def _of_mmlu(row: list[str], place: str) -> Example:
             f"answers, the letter of the right one."
         )
     asked, *answers, letter = row
-    if letter not in LETTERS or len(letter) != 1:
+    if letter not in LETTERS:
         raise BadInput(f"{place} has the answer {letter!r}; it must be one of A, B, C and D.")
     return _encode(f"Question: {asked}\n\nAnswer:", answers, LETTERS.index(letter))
 
