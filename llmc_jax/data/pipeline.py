@@ -4,7 +4,6 @@ Nothing depends on the number of workers, on what they were given together, or o
 run was stopped.
 """
 
-import collections
 import dataclasses
 import itertools
 import multiprocessing
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from llmc_jax.config import BadInput, RunStopped
 from llmc_jax.data.encode import encode, parts
 from llmc_jax.data.manifest import Manifest, Shard
+from llmc_jax.data.prefetch import in_order
 from llmc_jax.data.sources import Document, Stream
 from llmc_jax.data.tokenizer import EOT
 from llmc_jax.data.tokens import read_shard, write_shard
@@ -107,10 +107,10 @@ def _tokens(stream: Stream, skip: int, workers: int) -> Iterator[np.ndarray]:
     """The tokens of the stream's documents from number `skip` on, in order; shows progress."""
     count = 0
     with tqdm(total=stream.size, unit=stream.unit, unit_scale=True, disable=None) as bar:
-        for batch, tokens in _encoded(_batches(stream.documents(skip)), workers):
+        for end, tokens in _encoded(_batches(stream.documents(skip)), workers):
             count += len(tokens)
             bar.set_postfix_str(f"{count / 1e6:,.1f}M tokens", refresh=False)
-            bar.update(batch.end - bar.n)
+            bar.update(end - bar.n)
             yield tokens
 
 
@@ -130,25 +130,17 @@ def _batches(documents: Iterable[Document]) -> Iterator[Batch]:
         yield Batch(texts, True, end)
 
 
-def _encoded(batches: Iterator[Batch], workers: int) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Each batch and its tokens, in order; with one worker they are made in this process."""
+def _encoded(batches: Iterator[Batch], workers: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The end and the tokens of each batch, in order; one worker is this process."""
     if workers == 1:
-        yield from ((batch, _encode(batch)) for batch in batches)
+        yield from map(_encode, batches)
         return
     encode(["The vocabulary is loaded before the workers are forked."])
     # Where Python can, it forks: a worker then starts at once, with the vocabulary.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     pool = ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(),))
-    waiting = collections.deque()
     try:
-        for batch in batches:
-            waiting.append((batch, pool.submit(_encode, batch)))
-            if len(waiting) > AHEAD * workers:
-                batch, future = waiting.popleft()
-                yield batch, future.result()
-        while waiting:
-            batch, future = waiting.popleft()
-            yield batch, future.result()
+        yield from in_order(pool, _encode, batches, ahead=AHEAD * workers)
     except BrokenProcessPool as error:
         raise RunStopped(
             "a worker process was killed, perhaps for want of memory; finished shards are kept: "
@@ -158,9 +150,9 @@ def _encoded(batches: Iterator[Batch], workers: int) -> Iterator[tuple[Batch, np
         pool.shutdown(cancel_futures=True)
 
 
-def _encode(batch: Batch) -> np.ndarray:
+def _encode(batch: Batch) -> tuple[int, np.ndarray]:
     tokens = encode(batch.texts)
-    return tokens if batch.begins else tokens[1:]
+    return batch.end, tokens if batch.begins else tokens[1:]
 
 
 def _start_worker(parent: int) -> None:

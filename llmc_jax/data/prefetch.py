@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 AHEAD = 2  # one in use by the device's next step, one being made
 
@@ -15,13 +15,19 @@ def prefetch(make: Callable, arguments: Iterable, *, ahead: int = AHEAD) -> Iter
     before the arguments do.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
-        made = deque()
         try:
-            for argument in arguments:
-                made.append(pool.submit(make, argument))
-                if len(made) > ahead:
-                    yield made.popleft().result()
-            while made:
-                yield made.popleft().result()
+            yield from in_order(pool, make, arguments, ahead=ahead)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def in_order(pool: Executor, make: Callable, arguments: Iterable, *, ahead: int) -> Iterator:
+    """make(a) for each of `arguments`, in order, by the workers of a pool that is the caller's; as
+    in `prefetch`."""
+    made = deque()
+    for argument in arguments:
+        made.append(pool.submit(make, argument))
+        if len(made) > ahead:
+            yield made.popleft().result()
+    while made:
+        yield made.popleft().result()
