@@ -29,8 +29,8 @@ def example(**fields) -> dict:
     """A record as it is read."""
     one = dict(
         schema=record.SCHEMA, platform="gpu", device="H100", devices=1, model_name="d12", B=4, T=64,
-        dtype="bfloat16", recompute=0, ops_asked="auto", compile_s=3.2, step_ms=[10.0, 12.0, 11.0],
-        tokens_per_s=23000.0, mfu={"llm.c": 0.41, "PaLM": 0.43},
+        dtype="bfloat16", recompute=0, ops_asked="auto", cpu_isa="", compile_s=3.2,
+        step_ms=[10.0, 12.0, 11.0], tokens_per_s=23000.0, mfu={"llm.c": 0.41, "PaLM": 0.43},
         peak=dict(flops=989e12, name="a datasheet"), memory_bytes=2**31, planned_bytes=2**30,
         joules_per_step=5.12, ceilings=dict(copy_bytes_per_s=1e9, matmul_flops=1e12),
         passes={
@@ -47,13 +47,13 @@ def write(name: str, *records) -> None:
     Path(name).write_text("\n".join(lines))
 
 
-def test_a_measurement_is_appended_and_shown(monkeypatch, capsys):
+def test_a_measurement_is_appended_and_shown(monkeypatch, capsys, use_isa):
     """Small ceilings, or they would take longer than the step."""
     monkeypatch.setattr(compare.measure.__globals__["ceilings"], "copy_rate", lambda bytes: 5e9)
     monkeypatch.setattr(
         compare.measure.__globals__["ceilings"], "matmul_rate", lambda ops, dtype, n: 1e11
     )
-    cfg = CompareConfig(model="tiny", B=2, T=16, steps=3, results="mine.jsonl")
+    cfg = CompareConfig(model="tiny", B=2, T=16, steps=3, cpu_isa="portable", results="mine.jsonl")
     Path("mine.jsonl").write_text('{"schema": "llmc_jax.com')
     compare.main(cfg)
     assert "line 1: no whole JSON; remove the line" in capsys.readouterr().err
@@ -64,6 +64,7 @@ def test_a_measurement_is_appended_and_shown(monkeypatch, capsys):
         assert made["mfu"][name] == pytest.approx(count * made["tokens_per_s"] / 1e11, abs=1e-4)
     assert made["peak"] == dict(flops=1e11, name="measured matmul rate")
     assert made["joules_per_step"] is None or made["energy_by"]
+    assert made["cpu_isa"] == "portable"
     seen = {name for name, one in made["passes"].items() if one["ms"]}
     assert {"attention.forward", "attention.backward", "mlp.backward", "adamw"} <= seen
     assert "classifier.backward" not in made["passes"]  # its kernel does both in one
@@ -163,6 +164,22 @@ def test_the_last_of_each_is_shown_the_fastest_first():
     write("a.jsonl", again, slow, example(device="B200", tokens_per_s=9.0))
     records, _ = record.read([Path("a.jsonl")])
     assert [r["tokens_per_s"] for r in records] == [9.0, 2.0]
+
+
+def test_what_was_measured_differently_is_shown_so():
+    """Also beside lines of before the instruction set was written down."""
+    before = example()
+    del before["cpu_isa"]
+    write("a.jsonl", before, example(cpu_isa="avx2"), example(cpu_isa="avx512", recompute=3))
+    records, skipped = record.read([Path("a.jsonl")])
+    rows = {(table.title(r), table.workload(r)) for r in records}
+    assert not skipped and rows == {
+        ("H100, --ops=auto", "d12, B=4, T=64, bfloat16"),
+        ("H100, --ops=auto (avx2)", "d12, B=4, T=64, bfloat16"),
+        ("H100, --ops=auto (avx512)", "d12, B=4, T=64, bfloat16, recompute 3"),
+    }
+    text = table.markdown(records, [])
+    assert all(f"| {ops} |" in text for ops in ("auto", "auto (avx2)", "auto (avx512)"))
 
 
 def test_table_and_breakdown_by_hand():
@@ -280,6 +297,16 @@ def test_energy_of_gpus_by_nvidia_smi(monkeypatch, tmp_path):
     with energy.measured("gpu") as used:
         subprocess.run(["sleep", "0.3"], check=True)
     assert 200 * 0.3 <= used.joules < 200 * 30 and "nvidia-smi" in used.by
+
+
+def test_the_time_of_a_pass_is_that_of_one_device(monkeypatch):
+    """Whose least time it stands beside: of two that each take 100 us, 0.1 ms."""
+    ran = [("fusion.1", 100.0), ("fusion.1", 100.0)]
+    monkeypatch.setattr(breakdown, "instructions", lambda events: ran)
+    hlo = 'fusion.1 = f32[] fusion(), metadata={op_name="jit(step)/mlp.forward/add"}'
+    for count, ms in ((1, 0.2), (2, 0.1)):
+        passes = breakdown.traced(lambda: None, 1, hlo, count)
+        assert passes == {"mlp.forward": pytest.approx(ms)}
 
 
 def test_costs_of_a_step_add_up_to_the_formulas():

@@ -72,8 +72,9 @@ def joined(needs: dict[str, Cost], by_pass: dict[str, float]) -> dict[str, Cost]
     return joined
 
 
-def traced(step: Callable[[], object], steps: int, hlo: str) -> dict[str, float]:
-    """Pass -> milliseconds in a step, from a trace of `steps` of them; {} where it tells nothing.
+def traced(step: Callable[[], object], steps: int, hlo: str, devices: int = 1) -> dict[str, float]:
+    """Pass -> milliseconds in a step on one of `devices`, their mean, from a trace of `steps` of
+    them; {} where it tells nothing.
 
     step makes one step and waits for it; hlo is the text of its compiled program. Where several
     threads of a CPU work at once, the sum is more than a step.
@@ -90,7 +91,7 @@ def traced(step: Callable[[], object], steps: int, hlo: str) -> dict[str, float]
     sums = collections.Counter()
     owner = {name: pass_of(path) for name, path in INSTRUCTION.findall(hlo)}
     for name, microseconds in instructions(events):
-        sums[owner.get(name, OTHER)] += microseconds / 1000 / steps
+        sums[owner.get(name, OTHER)] += microseconds / 1000 / steps / devices
     return dict(sums)
 
 

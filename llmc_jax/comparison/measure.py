@@ -30,7 +30,7 @@ def measure(task: Task, *, steps: int) -> dict:
     step, compiled, compile_s = prepare_step(task, chosen, mesh)
     timed = time_steps(step, steps, platform)
     roofs = roof(chosen, task.dtype, platform)
-    by_pass = traced(step, TRACED, compiled.as_text())
+    by_pass = traced(step, TRACED, compiled.as_text(), mesh.size)
     needs = joined(needed_by(chosen, task, mesh.size), by_pass)
     return dict(
         platform=platform,
@@ -42,6 +42,7 @@ def measure(task: Task, *, steps: int) -> dict:
         dtype=task.dtype,
         recompute=task.recompute,
         ops=names,
+        cpu_isa=ffi.active_isa() if "ffi" in names.values() else "",
         compile_s=round(compile_s, 2),
         **timed,
         **used(task, statistics.median(timed["step_ms"]) / 1000, mesh.size, roofs),

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from llmc_jax.comparison.charts import BEYOND, op_shares
-from llmc_jax.comparison.table import COLUMNS, GIB, passes, title, workload
+from llmc_jax.comparison.table import COLUMNS, GIB, breakdown, title, workload
 
 STYLE = Path(__file__).parent / "page.css"
 COLOURS = 10  # of page.css, --op0 and on
@@ -103,19 +103,9 @@ def numbers(records: list[dict]) -> str:
 
 
 def details(r: dict) -> str:
-    """A measurement's passes against its roofline."""
-    body = [
-        [
-            name,
-            f"{ms:,.2f}" if ms else "",
-            f"{floor:,.2f}" if floor else "",
-            f"{floor / ms:.0%}" if ms and floor else "",
-        ]
-        for name, ms, floor in passes(r)
-    ]
-    heads = ["pass", "ms a step (traced)", "floor, ms", "share of its floor"]
+    """A measurement's passes against its ceilings."""
     heading = f"{escape(title(r))}: {escape(workload(r))}"
-    return f"<details><summary>{heading}</summary>{grid(heads, body)}</details>"
+    return f"<details><summary>{heading}</summary>{grid(*breakdown(r))}</details>"
 
 
 def grid(heads: list[str], body: list[list[str]]) -> str:

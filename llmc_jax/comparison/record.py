@@ -37,15 +37,16 @@ EACH = "each"  # for the keys of an object that may be any
 # (energy_by).
 FIELDS = dict(
     platform=TEXT, device=TEXT, devices=COUNT, model_name=TEXT, B=COUNT, T=COUNT, dtype=TEXT,
-    recompute=LEVEL, ops_asked=TEXT, compile_s=AMOUNT, step_ms=[AMOUNT], tokens_per_s=AMOUNT,
-    mfu={"llm.c": AMOUNT, "PaLM": AMOUNT}, peak=dict(flops=AMOUNT, name=TEXT),
+    recompute=LEVEL, ops_asked=TEXT, cpu_isa=TEXT, compile_s=AMOUNT, step_ms=[AMOUNT],
+    tokens_per_s=AMOUNT, mfu={"llm.c": AMOUNT, "PaLM": AMOUNT}, peak=dict(flops=AMOUNT, name=TEXT),
     memory_bytes=UNKNOWN_OR, planned_bytes=AMOUNT, joules_per_step=UNKNOWN_OR,
     ceilings=dict(copy_bytes_per_s=RATE, matmul_flops=RATE),
     passes={EACH: dict(flop=AMOUNT, bytes=AMOUNT, ms=UNKNOWN_OR)}, other_ms=UNKNOWN_OR,
     commit=TEXT, versions={EACH: TEXT}, time=TEXT,
 )  # fmt: skip
 # What measurements of the same thing have in common: of those the last is shown.
-SAME = ("device", "devices", "model_name", "B", "T", "dtype", "recompute", "ops_asked")
+SAME = ("device", "devices", "model_name", "B", "T", "dtype", "recompute", "ops_asked", "cpu_isa")
+BEFORE = dict(cpu_isa="")  # of lines that were written before it was
 
 REMEDY = "remove the line, or measure again"
 NAMED = 4  # so many lines of a file that are passed over are named one by one
@@ -134,6 +135,7 @@ def parse(line: str) -> tuple[dict | None, str]:
         return None, "without schema"
     if schema != SCHEMA:
         return None, f"of schema {schema[:40]!r}, and this program reads {SCHEMA!r}"
+    record = BEFORE | record
     problem = wrong(record, FIELDS)
     return (None, problem) if problem else (record, "")
 

@@ -8,13 +8,19 @@ UNKNOWN = ""  # of what a platform does not tell
 
 
 def workload(r: dict) -> str:
-    return f"{r['model_name']}, B={r['B']}, T={r['T']}, {r['dtype']}"
+    again = f", recompute {r['recompute']}" if r["recompute"] else ""
+    return f"{r['model_name']}, B={r['B']}, T={r['T']}, {r['dtype']}{again}"
+
+
+def ops(r: dict) -> str:
+    """What was asked for, and the instruction set of the CPU's kernels."""
+    return f"{r['ops_asked']} ({r['cpu_isa']})" if r["cpu_isa"] else r["ops_asked"]
 
 
 def title(r: dict) -> str:
     """What a bar is called."""
     count = f"{r['devices']} x " if r["devices"] > 1 else ""
-    return f"{count}{r['device']}, --ops={r['ops_asked']}"
+    return f"{count}{r['device']}, --ops={ops(r)}"
 
 
 def median_ms(r: dict) -> float:
@@ -25,7 +31,7 @@ def median_ms(r: dict) -> float:
 COLUMNS: dict[str, Callable[[dict], str]] = {
     "device": lambda r: f"{r['devices']} x {r['device']}" if r["devices"] > 1 else r["device"],
     "model, batch, type": workload,
-    "ops": lambda r: r["ops_asked"],
+    "ops": ops,
     "ms a step": lambda r: f"{median_ms(r):,.1f}",
     "min-max": lambda r: f"{min(r['step_ms']):,.1f}-{max(r['step_ms']):,.1f}",
     "steps": lambda r: str(len(r["step_ms"])),
@@ -88,12 +94,12 @@ def markdown(records: list[dict], skipped: list[str]) -> str:
     ]
     lines += [f"- passed over: {one}" for one in skipped]
     for r in records:
-        lines += ["", f"## {title(r)}: {workload(r)}", "", *breakdown(r)]
+        lines += ["", f"## {title(r)}: {workload(r)}", "", *grid(*breakdown(r))]
     return "\n".join(lines) + "\n"
 
 
-def breakdown(r: dict) -> list[str]:
-    """The table of a measurement's passes."""
+def breakdown(r: dict) -> tuple[list[str], list[list[str]]]:
+    """The table of a measurement's passes against its ceilings: its heads and its rows."""
     total = sum(ms or 0 for _, ms, _ in passes(r))
     body = []
     for name, ms, floor in passes(r):
@@ -107,7 +113,7 @@ def breakdown(r: dict) -> list[str]:
             bound(one, r["ceilings"]) if one else UNKNOWN,
         ])  # fmt: skip
     heads = ["pass", "ms a step (traced)", "share", "floor, ms", "share of its floor", "bound by"]
-    return grid(heads, body)
+    return heads, body
 
 
 def grid(heads: list[str], body: list[list[str]]) -> list[str]:
