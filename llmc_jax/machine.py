@@ -1,10 +1,14 @@
-"""One line on where a measurement was made."""
+"""The machine: a line on where a measurement was made, and what it lets a process have."""
 
+import math
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+
+GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def describe(*packages: str) -> str:
@@ -41,3 +45,21 @@ def processor() -> str:
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     known = [name for name in ("avx2", "avx512f", "amx_bf16") if name in flags]
     return f"{names[0] if names else platform.machine()} ({', '.join(known)})"
+
+
+def memory_of_group() -> float:
+    """Bytes that this process's control groups may have, as containers and batch systems set them;
+    infinite without a limit (cgroups(7))."""
+    limits = [math.inf]
+    for line in GROUP.read_text().splitlines() if GROUP.exists() else []:
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root, file = (
+            (GROUPS / "memory", "memory.limit_in_bytes") if controllers else (GROUPS, "memory.max")
+        )
+        group = root / group.lstrip("/")  # in a container it may be the name outside
+        for folder in (group, *group.parents):
+            with suppress(OSError, ValueError):  # no limit has a word for it: max
+                limits.append(int((folder / file).read_text()))
+    return min(limits)

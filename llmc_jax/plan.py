@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 import jax
-import jax.numpy as jnp
 
 from llmc_jax import devices, ops, program
 from llmc_jax.config import RECOMPUTE, BadInput, ModelConfig, TrainConfig, option
@@ -18,8 +17,13 @@ from llmc_jax.data.loader import TokenLoader
 from llmc_jax.devices import Device
 from llmc_jax.interop.source import open_model
 from llmc_jax.models import gpt2
-from llmc_jax.run_setup import refuse_long_sequences, refuse_mapping, refuse_numbers
-from llmc_jax.training import memory, parallel
+from llmc_jax.run_setup import (
+    no_multiple,
+    refuse_long_sequences,
+    refuse_mapping,
+    refuse_numbers,
+)
+from llmc_jax.training import memory, parallel, placement
 from llmc_jax.training.memory import Memory
 from llmc_jax.training.rooms import rooms_like
 from llmc_jax.training.step import state_shapes
@@ -29,9 +33,9 @@ UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2*
 GPU_FRACTION = 0.75
 # Of memory.step_memory, whose docstring says more.
 SEVERAL = (
-    "for several devices that is an estimate: on 8 virtual CPUs up to 7 % below XLA's own plan "
-    "with our kernels, from 3 % above to 21 % below with jnp; of 8 H100s (compiled without them) "
-    "within 0.5 %"
+    "for several devices that is an estimate: of d6 and d12 on 8 virtual CPUs up to 7 % below "
+    "XLA's own plan with our kernels, from 3 % above to 21 % below with jnp; of d12 on 8 H100s "
+    "(compiled without them) within 0.5 %"
 )
 LARGEST = 1 << 16  # micro-batch that is looked for
 
@@ -78,21 +82,24 @@ def main(cfg: PlanConfig) -> None:
     )
     platform = device.platform if device else jax.default_backend()
     limit = memory_limit(cfg, device)
+    copy = 0 if cfg.memory or cfg.device else memory.copy_of_state(model, cfg)
+    given = cfg.total_batch_size != -1
     cfg = with_total(cfg)
     if cfg.check:
         refuse_check(cfg, platform)
     here = cfg.check or not cfg.device  # where the ops are to run, their kernels are loaded
     chosen, names = ops.select(cfg.ops, platform, model.HS, here=here)
     told = device.name if device else jax.devices()[0].device_kind
+    less = f", less {copy / 2**30:.2f} GiB for the copy of a checkpoint" if copy else ""
     print(
         f"model    {cfg.model}: {model.num_parameters:,} parameters\n"
-        f"device   {cfg.num_devices} x {told}, {limit / 2**30:.2f} GiB for a step of each\n"
+        f"device   {cfg.num_devices} x {told}, {limit / 2**30:.2f} GiB for a step of each{less}\n"
         f"ops      {', '.join(f'{op} {name}' for op, name in names.items())}\n"
     )
-    total_of = cache(partial(total, chosen, model, cfg, platform))
+    total_of = cache(partial(total, chosen, model, cfg, platform, given))
     planned = total_of(cfg.batch_size)
     print(memory.table(planned, cfg))
-    print(verdict(planned, limit, total_of))
+    print(verdict(cfg, planned, max(0, limit - copy), total_of, given))
     if cfg.num_devices > 1:
         print(SEVERAL)
     if cfg.check:
@@ -154,37 +161,45 @@ def with_total(cfg: PlanConfig) -> PlanConfig:
     micro_batch = cfg.batch_size * cfg.sequence_length * cfg.num_devices
     tokens = micro_batch if cfg.total_batch_size == -1 else cfg.total_batch_size
     if tokens <= 0 or tokens % micro_batch:
-        raise BadInput(
-            f"--total_batch_size={tokens} is not a multiple of the {micro_batch} tokens of one "
-            f"micro-batch (--batch_size {cfg.batch_size} x --sequence_length "
-            f"{cfg.sequence_length} x --num_devices {cfg.num_devices})."
-        )
+        raise no_multiple(cfg, tokens, cfg.num_devices)
     schedule = dict(total_batch_size=tokens, schedule_steps=max(1, cfg.schedule_steps))
     return dataclasses.replace(cfg, **schedule)
 
 
-def total(chosen, model: ModelConfig, cfg: PlanConfig, platform: str, batch_size: int) -> Memory:
-    """Memory of a step with another micro-batch, as many of them in a step as `cfg` has."""
-    step = cfg.total_batch_size * batch_size // cfg.batch_size
+def total(
+    chosen, model: ModelConfig, cfg: PlanConfig, platform: str, given: bool, batch_size: int
+) -> Memory:
+    """Memory of a step with another micro-batch: of as many tokens as `cfg` has where they are
+    `given`, else of as many micro-batches."""
+    step = cfg.total_batch_size if given else cfg.total_batch_size * batch_size // cfg.batch_size
     cfg = dataclasses.replace(cfg, batch_size=batch_size, total_batch_size=step)
     return memory.step_memory(chosen, model, cfg, platform, cfg.num_devices)
 
 
-def verdict(planned: Memory, limit: int, total_of) -> str:
-    """Whether it fits, and the largest micro-batch that does."""
-    largest = largest_batch(limit, lambda batch_size: total_of(batch_size).total)
+def verdict(cfg: PlanConfig, planned: Memory, limit: int, total_of, given: bool) -> str:
+    """Whether it fits, and the largest micro-batch that does; one that --total_batch_size is a
+    multiple of, where that is `given`."""
+    if given:
+        rows = cfg.total_batch_size // (cfg.sequence_length * cfg.num_devices)
+        sizes = memory.divisors(rows)
+        largest = memory.largest_fitting(sizes, lambda size: total_of(size).total <= limit)
+    else:
+        largest = largest_batch(limit, lambda size: total_of(size).total)
     if not largest:
+        level = max(RECOMPUTE)
+        recompute = "" if cfg.recompute == level else f"--recompute={level}, "
         return (
             f"does not fit, and neither does --batch_size=1: a smaller --model or "
-            f"--sequence_length, --recompute={max(RECOMPUTE)}, more --num_devices with "
-            f"--zero_stage, or a device with more than {limit / 2**30:.2f} GiB"
+            f"--sequence_length, {recompute}more --num_devices with --zero_stage, or a device with "
+            f"more than {limit / 2**30:.2f} GiB"
         )
     fits = "fits" if planned.total <= limit else "does not fit"
-    if largest == LARGEST - 1:
+    if largest == LARGEST - 1 and not given:
         return f"{fits}; every --batch_size up to {largest:,} does (more were not looked at)"
     most = total_of(largest).total
+    of = f" with --total_batch_size={cfg.total_batch_size}" if given else ""
     return (
-        f"{fits}; the largest --batch_size that does is {largest}, with {most / 2**20:,.1f} of "
+        f"{fits}; the largest --batch_size that does{of} is {largest}, with {most / 2**20:,.1f} of "
         f"{limit / 2**20:,.1f} MiB"
     )
 
@@ -214,10 +229,9 @@ def check(chosen, model: ModelConfig, cfg: PlanConfig, platform: str, planned: M
     """XLA's own plan for the step on the device here, beside ours."""
     rows = cfg.total_batch_size // cfg.sequence_length
     shape = (rows // cfg.batch_size, cfg.batch_size, cfg.sequence_length)
-    state = state_shapes(model)
-    batch = jax.ShapeDtypeStruct(shape, jnp.int32)
-    rooms = rooms_like(chosen, model, cfg, platform, devices=1)
     mesh = parallel.make_mesh()
+    state, rooms = state_shapes(model), rooms_like(chosen, model, cfg, platform, devices=1)
+    batch = placement.micro_batches_like(shape, mesh, mapper=cfg.mapper)
     lowered = parallel.map_train_step(chosen, model, cfg, mesh).lower(state, rooms, batch, batch)
     by_xla = memory.planned_bytes(lowered.compile(parallel.compile_options(mesh)))
     return (

@@ -39,7 +39,7 @@ def test_tables_of_a_device_that_is_not_here(capsys):
     assert rows["parameters, float32"] == f"{P:.1f}"
     assert rows["AdamW's two moments"] == f"{2 * P / 4:.1f}"
     assert "\nfits; the largest --batch_size" in screen
-    assert "\nfor several devices that is an estimate: on 8 virtual CPUs" in screen
+    assert "\nfor several devices that is an estimate: of d6 and d12 on" in screen
     flop = 6 * tiny.MODEL.num_parameters + 6 * 2 * 48 * 16
     assert rows["operations"] == f"{flop * 1e12:.3g} FLOP"
     assert rows["steps"] == f"{10**12 // 256:,}"
@@ -78,8 +78,9 @@ def test_another_number_of_devices_than_training_would_have_is_refused(options, 
         plan.count_devices(cfg(devices="cpu:4", **options), 4)
 
 
-def test_check_compares_with_xla_and_nothing_is_run(capsys):
-    plan.main(cfg(check=True, ops="ffi"))
+@pytest.mark.parametrize("mapper", ["shard_map", "pmap"])
+def test_check_compares_with_xla_and_nothing_is_run(capsys, mapper):
+    plan.main(cfg(check=True, ops="ffi", mapper=mapper))
     told = next(line for line in capsys.readouterr().out.splitlines() if "XLA plans" in line)
     assert abs(float(told.split("table is ")[1].split()[0])) < 2
 
@@ -120,7 +121,7 @@ def test_largest_batch(bytes_of, limit):
         (dict(sequence_length=33), "--sequence_length=33 is longer than --model=tiny"),
         (dict(model="d7"), "--model=d7 is unknown"),
         (dict(total_batch_size=100), "--total_batch_size=100 is not a multiple of the 32 tokens"),
-        (dict(num_devices=3, total_batch_size=64), "multiple of the 96 tokens .* --num_devices 3"),
+        (dict(num_devices=3, total_batch_size=64), "multiple of the 96 tokens .* x 3 devices"),
         (dict(ops="attention=ffi", device="TPU v5e"), "attention has no implementation 'ffi'"),
         (dict(check=True, device="H200"), "--check compiles the step for the device here"),
         (dict(mfu=40.0), r"--mfu=40\.0 is a part of the peak, 1 at most; 40 % are written 0\.4"),
@@ -132,11 +133,21 @@ def test_impossible_plans_are_one_sentence(options, message):
         plan.main(cfg(**options))
 
 
+def test_the_largest_batch_is_one_that_the_total_is_made_of(capsys):
+    for options, told in (
+        (dict(), "does is "),
+        (dict(total_batch_size=96), "does with --total_batch_size=96 is 6, with"),
+    ):
+        plan.main(cfg(memory="1.6MiB", ops="ffi", **options))
+        assert f"\nfits; the largest --batch_size that {told}" in capsys.readouterr().out
+
+
 def test_what_fits_nowhere_says_what_would_help(capsys):
-    plan.main(cfg(memory="10KB"))
-    assert "does not fit, and neither does --batch_size=1: a smaller --model" in (
-        capsys.readouterr().out
-    )
+    for recompute, told in ((0, "length, --recompute=4, more"), (4, "length, more")):
+        plan.main(cfg(memory="10KB", recompute=recompute))
+        screen = capsys.readouterr().out
+        assert "does not fit, and neither does --batch_size=1: a smaller --model" in screen
+        assert f"{told} --num_devices with --zero_stage" in screen
 
 
 def test_devices_are_found_by_every_name():
@@ -184,14 +195,14 @@ def test_a_run_out_of_memory_ends_with_the_table(tmp_path, monkeypatch, at):
         f"this step; {saved}"
     )
     assert "| AdamW's two moments " in told and "| activations: qkv" in told
-    assert told.endswith("says so before it.)") and "--batch_size=1 --recompute=" in told
+    assert told.endswith("says so before it.)") and " --recompute=4 would take" in told
     monkeypatch.setattr(train, "compile_update", lambda *_: fail("INTERNAL: something else"))
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         train.main(dataclasses.replace(run, output_dir="", checkpoint_every=0))
 
 
 @pytest.mark.parametrize("times", [1.2, 2.2, 3])
-def test_the_copy_that_checkpoints_are_written_from_counts(tmp_path, monkeypatch, times):
+def test_the_copy_that_checkpoints_are_written_from_counts(tmp_path, monkeypatch, capsys, times):
     """Nothing is begun where the state and its copy do not fit; the step takes 1.43 times the
     state. Where there are no checkpoints there is no copy."""
     run = tiny.config(**tiny.write_data(tmp_path), output_dir=f"{tmp_path}/run", checkpoint_every=2)
@@ -207,8 +218,12 @@ def test_the_copy_that_checkpoints_are_written_from_counts(tmp_path, monkeypatch
     with pytest.raises(RunStopped, match="less 1 MiB for the copy of a checkpoint") as error:
         train.main(run)
     assert bool(reserved) == (times > 2)
-    assert "--batch_size=1 --recompute=4 would take" in str(error.value)
+    assert "--recompute=4 would take" in str(error.value)
     assert "take a smaller --model" in str(error.value)
+    plan.main(PlanConfig(**dataclasses.asdict(run)))
+    screen = capsys.readouterr().out
+    assert "for a step of each, less 0.00 GiB for the copy of a checkpoint" in screen
+    assert "\ndoes not fit, and neither does --batch_size=1" in screen
     with pytest.raises(RunStopped, match="memory, 1 MiB, is not") if times < 2 else nullcontext():
         train.main(dataclasses.replace(run, output_dir=f"{tmp_path}/other", checkpoint_every=0))
 

@@ -164,7 +164,8 @@ def dot_product_attention(qkv, NH, *, implementation: str):
     # not on this GPU, or not this type or size
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise BadInput(
-            f"--ops=attention={implementation}: {error}; attention=jnp takes everything."
+            f"--ops=attention={implementation}: {str(error).rstrip('.')}; attention=jnp takes "
+            f"everything."
         ) from error
     return out.reshape(B, T, -1)
 

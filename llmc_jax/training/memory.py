@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from llmc_jax import machine
 from llmc_jax.config import RECOMPUTE, ModelConfig, RunStopped, TrainConfig, wants_memory
 from llmc_jax.models import gpt2
 from llmc_jax.ops import Ops
@@ -146,18 +147,19 @@ def what_would_fit(
         return step_memory(ops, model, less, platform, devices).total
 
     for most in RECOMPUTE[-2:]:
-        sizes = _divisors(cfg.batch_size)
+        sizes = divisors(cfg.batch_size)
         if cfg.recompute >= most:
             sizes.pop()  # that is what did not fit
-        fitting = bisect_left(sizes, True, key=lambda size, most=most: total(size, most) > limit)
-        if fitting:
+        batch_size = largest_fitting(sizes, lambda size, most=most: total(size, most) <= limit)
+        if batch_size:
             break
     else:
+        bytes, size = min((total(size, most), size) for size in (1, cfg.batch_size))
         return (
-            f"--batch_size=1 --recompute={most} would take {total(1, most) / 2**20:,.0f} MiB: take "
+            f"--batch_size={size} --recompute={most} would take {bytes / 2**20:,.0f} MiB: take "
             f"a smaller --model or --sequence_length, or a device with more memory"
         )
-    batch_size, least, flags = sizes[fitting - 1], cfg.recompute + 1, ""
+    least, flags = cfg.recompute + 1, ""
     if batch_size != cfg.batch_size:
         least, flags = 0, f" --total_batch_size={cfg.total_batch_size}"
     recompute = next(n for n in RECOMPUTE if n >= least and total(batch_size, n) <= limit)
@@ -167,7 +169,19 @@ def what_would_fit(
     )
 
 
-def _divisors(number: int) -> list[int]:
+def largest_fitting(sizes: list[int], fits: Callable[[int], bool]) -> int:
+    """Of the micro-batches `sizes`, in order, the largest that fits; 0: none does.
+
+    Smaller ones take less, but for the last: it may be a whole step, whose gradients are not added
+    up, and take less than two halves do.
+    """
+    if sizes and fits(sizes[-1]):
+        return sizes[-1]
+    fitting = bisect_left(sizes[:-1], True, key=lambda size: not fits(size))
+    return sizes[fitting - 1] if fitting else 0
+
+
+def divisors(number: int) -> list[int]:
     """In order; by those up to the root, for a mistyped --batch_size may be huge."""
     small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
     return sorted({*small, *(number // n for n in small)})
@@ -180,7 +194,7 @@ def device_memory() -> int:
     if limit := stats.get("bytes_limit"):
         return limit
     page = os.sysconf("SC_PAGE_SIZE")
-    host = page * os.sysconf("SC_PHYS_PAGES")
+    host = min(page * os.sysconf("SC_PHYS_PAGES"), machine.memory_of_group())
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         size, resident, *_ = map(int, Path("/proc/self/statm").read_text().split())

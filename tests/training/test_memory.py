@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from llmc_jax import ops
+from llmc_jax import machine, ops
 from llmc_jax.config import ModelConfig, TrainConfig, model_config
 from llmc_jax.models import gpt2
 from llmc_jax.ops.op import size
@@ -202,10 +202,51 @@ def test_the_smallest_step_that_does_not_fit_and_a_huge_one_get_a_sentence(monke
     assert told(1, 6, recompute=3).startswith("--batch_size=1 --recompute=4 would take")
 
 
+def test_a_whole_step_is_tried_though_parts_of_it_take_more(monkeypatch):
+    """What is added up needs memory of its own: of one micro-batch two halves may be more."""
+    sizes = {4: 2555, 2: 2588, 1: 2366}
+    less = [0, 0, 144, 432, 689]
+
+    def step_memory(ops, model, cfg, platform, devices):
+        saved = less[cfg.recompute] * cfg.batch_size // 4
+        return memory.Memory(0, 0, 0, {}, sizes[cfg.batch_size] - saved << 20, "")
+
+    monkeypatch.setattr(memory, "step_memory", step_memory)
+
+    def told(limit, recompute=0):
+        cfg = config(4, 32, recompute=recompute)
+        return memory.what_would_fit(None, None, cfg, "cpu", 1, limit << 20)
+
+    assert told(2200) == "--batch_size=4 --recompute=3 would take 2,123 MiB and fit"
+    assert told(2100) == "--batch_size=4 --recompute=4 would take 1,866 MiB and fit"
+    assert told(1800).startswith("--batch_size=4 --recompute=4 would take 1,866 MiB: take a")
+    assert told(2300, recompute=4).startswith("--batch_size=1 --recompute=3 --total_batch_size=128")
+
+
 def test_the_hosts_memory_is_shared_by_its_virtual_devices(monkeypatch):
     alone = memory.device_memory()
     monkeypatch.setattr(memory.jax, "local_device_count", lambda: 8)
     assert memory.device_memory() == pytest.approx(alone / 8, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "limit"),
+    [
+        ("0::/a/b\n", {"a/memory.max": "1000", "a/b/memory.max": "max"}, 1000),
+        ("0::/docker/of/the/host\n", {"memory.max": "2000"}, 2000),  # as a container sees it
+        ("3:cpu:/a\n4:memory:/a\n0::/\n", {"memory/a/memory.limit_in_bytes": "3000"}, 3000),
+        ("0::/a\n", {"a/memory.max": "max"}, None),
+    ],
+)
+def test_the_hosts_memory_is_what_a_container_may_have(monkeypatch, tmp_path, group, files, limit):
+    alone = memory.device_memory()
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    (tmp_path / "group").write_text(group)
+    monkeypatch.setattr(machine, "GROUP", tmp_path / "group")
+    monkeypatch.setattr(machine, "GROUPS", tmp_path)
+    assert memory.device_memory() == (limit or pytest.approx(alone, rel=0.01))
 
 
 def peak(function, *shapes, donated=(), cpu=False) -> int:
