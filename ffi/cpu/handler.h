@@ -26,24 +26,6 @@ inline float* Out(F32Out& buffer) {
   return buffer->typed_data();
 }
 
-// The tables of the instruction set in force.
-template <typename T>
-const ActivationKernels<T>& On() {
-  if constexpr (std::is_same_v<T, float>)
-    return ActiveKernels().float_activations;
-  else
-    return ActiveKernels().bf16_activations;
-}
-template <typename T, typename W>
-const WeightKernels<T, W>& On() {
-  if constexpr (std::is_same_v<T, float>)
-    return ActiveKernels().float_weights;
-  else if constexpr (std::is_same_v<W, float>)
-    return ActiveKernels().mixed_weights;
-  else
-    return ActiveKernels().bf16_weights;
-}
-
 // Runs body(threads) if the call is in order; what it throws becomes an error, not a crash.
 template <typename Body>
 ffi::Error Run(const Checker& check, ffi::ThreadPool& pool, const Body& body) {

@@ -30,11 +30,16 @@ bool HasAvx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 bool HasAvx512Bf16() { return HasAvx512() && HasLeaf7(1, 'a', 5); }
+// On Intel's with AMX, asked for or withheld, a step's products by pairs took 981 ms where those of
+// floats took 656 (benchmarks/results/cpu_ops.md).
+bool HasFastBf16() {
+  return HasAvx512Bf16() && (!__builtin_cpu_is("intel") || __builtin_cpu_is("cooperlake"));
+}
 
 // Linux hands out the tile registers on request, once for a process.
 bool HasAmx() {
-#if defined(LLMC_EMULATED_AMX)
-  return HasAvx512Bf16();
+#if defined(LLMC_EMULATED_ISAS)
+  return HasAvx512();
 #elif defined(__linux__)
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   return HasAvx512Bf16() && HasLeaf7(0, 'd', 22) && HasLeaf7(0, 'd', 24) &&
@@ -50,22 +55,19 @@ struct Isa {
   const Kernels* kernels;  // null where the machine lacks it
 };
 
-// Best first. avx512 has bfloat16 products where the machine does.
+// Best first. avx512 has bfloat16 products where these are faster than those of floats.
 struct Isas {
-  Isa all[4];
+  Isa all[4] = {{"amx", nullptr},
+                {"avx512", nullptr},
+                {"avx2", nullptr},
+                {"portable", &kPortableKernels}};
 
   Isas() {
 #if defined(__x86_64__)
-    all[0] = {"amx", HasAmx() ? &kAmxKernels : nullptr};
-    all[1] = {"avx512", HasAvx512Bf16() ? &kAvx512Bf16Kernels
-                                        : HasAvx512() ? &kAvx512Kernels : nullptr};
-    all[2] = {"avx2", HasAvx2() ? &kAvx2Kernels : nullptr};
-#else
-    all[0] = {"amx", nullptr};
-    all[1] = {"avx512", nullptr};
-    all[2] = {"avx2", nullptr};
+    if (HasAmx()) all[0].kernels = &kAmxKernels;
+    if (HasAvx512()) all[1].kernels = HasFastBf16() ? &kAvx512Bf16Kernels : &kAvx512Kernels;
+    if (HasAvx2()) all[2].kernels = &kAvx2Kernels;
 #endif
-    all[3] = {"portable", &kPortableKernels};
   }
 
   const Isa* Find(const std::string& name) const {

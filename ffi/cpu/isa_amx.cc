@@ -1,4 +1,4 @@
-#if defined(LLMC_EMULATED_AMX)
+#if defined(LLMC_EMULATED_ISAS)
 #include "emulator/amx.h"
 #endif
 #define LLMC_ISA amx

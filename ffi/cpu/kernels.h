@@ -1,6 +1,8 @@
 // The kernels as the handlers see them: one table of functions for each instruction set.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/types.h"
 
 namespace llmc {
@@ -62,5 +64,23 @@ extern const Kernels kPortableKernels, kAvx2Kernels, kAvx512Kernels, kAvx512Bf16
 
 // The table in force: see isa.cc.
 const Kernels& ActiveKernels();
+
+// The part of a table for these types.
+template <typename T>
+const ActivationKernels<T>& On(const Kernels& kernels = ActiveKernels()) {
+  if constexpr (std::is_same_v<T, float>)
+    return kernels.float_activations;
+  else
+    return kernels.bf16_activations;
+}
+template <typename T, typename W>
+const WeightKernels<T, W>& On(const Kernels& kernels = ActiveKernels()) {
+  if constexpr (std::is_same_v<T, float>)
+    return kernels.float_weights;
+  else if constexpr (std::is_same_v<W, float>)
+    return kernels.mixed_weights;
+  else
+    return kernels.bf16_weights;
+}
 
 }  // namespace llmc
