@@ -1,5 +1,5 @@
 // AMX for processors without it: the tile instructions of <immintrin.h> as functions, so that the
-// kernels of isa_amx.cc can be tested on any machine with AVX-512 bfloat16 (tests/CMakeLists.txt).
+// kernels of isa_amx.cc can be tested on any machine with AVX-512 (tests/CMakeLists.txt).
 //
 // As the processor does (Intel 64 and IA-32 SDM, volume 2): a tile has the rows and bytes of the
 // configuration, a load clears what is beyond them, and without a configuration, or with operands
@@ -13,6 +13,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+
+#include "emulator/bf16.h"
 
 namespace llmc::emulator {
 

@@ -47,16 +47,33 @@ struct AttentionCase {
         }
     }
   }
+
+  // The first key of the first head is NaN: so is all of that head, for every token attends to it.
+  void LoseKey(int64_t steps, int64_t HS) {
+    const int64_t C = want_out.columns;
+    for (int64_t t = 0; t < steps; ++t) {
+      want_lse[t].value = lse[t] = NAN;
+      for (int64_t d = 0; d < HS; ++d) {
+        Assign(NAN, &out[t * C + d]);
+        want_out[t][d].value = NAN;
+        for (int64_t part = 0; part < 3; ++part) want_dqkv[t][part * C + d].value = NAN;
+      }
+    }
+  }
 };
 
-// Numbers as large as `size` in qkv, so that scores may be far apart.
+// Numbers as large as `size` in qkv, so that scores may be far apart; nan: see LoseKey.
 template <typename T>
 void TestAttention(Driver& driver, int64_t B, int64_t steps, int64_t NH, int64_t HS,
-                   double size = 1) {
+                   double size = 1, bool nan = false) {
   Random random;
   const int64_t C = NH * HS, N = B * steps;
   auto qkv = random.Numbers<T>(N * 3 * C, size), dout = random.Numbers<T>(N * C);
-  const AttentionCase<T> the(B, steps, NH, HS, qkv, dout);
+  AttentionCase<T> the(B, steps, NH, HS, qkv, dout);
+  if (nan) {
+    Assign(NAN, &qkv[C]);
+    the.LoseKey(steps, HS);
+  }
 
   Shape shape{{"B", B}, {"T", steps}, {"NH", NH}, {"HS", HS}};
   driver.OnEach(Types<T>(), "attention", shape, [&](auto& kernels, const Check& check) {
@@ -135,6 +152,7 @@ void TestAll(Driver& driver) {
   TestCachedAttention<T>(driver, /*B=*/2, /*NH=*/2, /*S=*/70, /*HS=*/100);
   TestAttention<T>(driver, /*B=*/1, /*steps=*/150, /*NH=*/2, /*HS=*/64, /*size=*/4);
   TestAttention<T>(driver, /*B=*/1, /*steps=*/70, /*NH=*/1, /*HS=*/16, /*size=*/12);
+  TestAttention<T>(driver, /*B=*/1, /*steps=*/70, /*NH=*/2, /*HS=*/16, /*size=*/1, /*nan=*/true);
   TestAttention<T>(driver, /*B=*/1, /*steps=*/1000, /*NH=*/1, /*HS=*/8);
 }
 

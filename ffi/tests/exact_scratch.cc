@@ -1,7 +1,9 @@
 // Scratch memory that forgives nothing: memory of exactly the size asked for, new at every request
-// and full of NaN, while what the slot held before is freed. So AddressSanitizer sees a kernel that
+// and full of NaN (as float32 and as bfloat16), while what the slot held before is freed. So AddressSanitizer sees a kernel that
 // oversteps its scratch or uses it after asking for the slot again, and what was never written
 // shows in the results.
+#include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -32,7 +34,11 @@ void* ThreadScratch(Slot slot, int64_t bytes) {
 void* AcquireScratch(int64_t bytes) {
   void* memory = nullptr;
   if (posix_memalign(&memory, 64, bytes)) throw std::bad_alloc();
-  return std::memset(memory, 0xff, bytes);
+  std::memset(memory, 0xff, bytes);
+  auto* words = static_cast<uint32_t*>(memory);
+  // not of ones alone: attention rounds to bfloat16 by an addition, which makes 0 of that
+  std::fill(words, words + bytes / 4, 0x7fc07fc0u);
+  return memory;
 }
 
 void ReleaseScratch(void* memory) { std::free(memory); }

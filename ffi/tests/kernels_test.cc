@@ -133,10 +133,12 @@ void TestLayerNormBackward(Driver& driver, int64_t N, int64_t C, bool with_dsum)
   });
 }
 
+// nan: one number of what comes in is none, and so must all that depends on it be.
 template <typename T, typename W>
-void TestMatmul(Driver& driver, int64_t N, int64_t C, int64_t OC) {
+void TestMatmul(Driver& driver, int64_t N, int64_t C, int64_t OC, bool nan = false) {
   Random random;
   auto inp = random.Numbers<T>(N * C), dout = random.Numbers<T>(N * OC);
+  if (nan) Assign(NAN, &inp[C]), Assign(NAN, &dout[2 * OC]);
   auto weight = random.Numbers<W>(OC * C);
   auto bias = random.Numbers<float>(OC);
   Matrix x = MatrixOf(inp, N, C), dy = MatrixOf(dout, N, OC), w = MatrixOf(weight, OC, C);
@@ -164,9 +166,10 @@ void TestMatmul(Driver& driver, int64_t N, int64_t C, int64_t OC) {
 }
 
 template <typename T, typename W>
-void TestMlpForward(Driver& driver, int64_t N, int64_t C, int64_t H) {
+void TestMlpForward(Driver& driver, int64_t N, int64_t C, int64_t H, bool nan = false) {
   Random random;
   auto inp = random.Numbers<T>(N * C);
+  if (nan) Assign(NAN, &inp[C]);
   auto fcw = random.Numbers<W>(H * C), fcprojw = random.Numbers<W>(C * H);
   auto fcb = random.Numbers<float>(H), fcprojb = random.Numbers<float>(C);
   fcb[0] = -1e13f, fcb[1] = -3e38f;  // whose gelu is 0
@@ -194,11 +197,12 @@ void TestMlpForward(Driver& driver, int64_t N, int64_t C, int64_t H) {
 }
 
 template <typename T, typename W>
-void TestMlpBackward(Driver& driver, int64_t N, int64_t C, int64_t H) {
+void TestMlpBackward(Driver& driver, int64_t N, int64_t C, int64_t H, bool nan = false) {
   Random random;
   auto inp = random.Numbers<T>(N * C), dout = random.Numbers<T>(N * C);
   auto fch = random.Numbers<T>(N * H, /*size=*/12);
   Assign(-1e13, &fch[0]), Assign(-3e38, &fch[1]);  // whose slopes are 0
+  if (nan) Assign(NAN, &fch[H]);
   auto fcw = random.Numbers<W>(H * C), fcprojw = random.Numbers<W>(C * H);
   Matrix x = MatrixOf(inp, N, C), dy = MatrixOf(dout, N, C);
   Matrix want_dfch = WithWeights<T, W>(
@@ -263,11 +267,16 @@ void TestWeights(Driver& driver) {
       TestMlpBackward<T, W>(driver, N, C, /*H=*/4 * C);
     }
   }
+  TestMatmul<T, W>(driver, /*N=*/65, /*C=*/48, /*OC=*/144, /*nan=*/true);
+  TestMlpForward<T, W>(driver, /*N=*/65, /*C=*/48, /*H=*/192, /*nan=*/true);
+  TestMlpBackward<T, W>(driver, /*N=*/65, /*C=*/48, /*H=*/192, /*nan=*/true);
   // gemm.h's blocks are 256 x 768 of C and 128 or 256 along the inner dimension
   TestMatmul<T, W>(driver, /*N=*/300, /*C=*/780, /*OC=*/790);
   TestMatmul<T, W>(driver, /*N=*/1600, /*C=*/7, /*OC=*/33);
   TestMatmul<T, W>(driver, /*N=*/33, /*C=*/513, /*OC=*/17);
   TestMatmul<T, W>(driver, /*N=*/8, /*C=*/780, /*OC=*/790);
+  if (std::is_same_v<T, float>)  // streamed rows are packed anew for each block of kept ones
+    TestMatmul<T, W>(driver, /*N=*/780, /*C=*/780, /*OC=*/790);
   TestMatmul<T, W>(driver, /*N=*/96, /*C=*/256, /*OC=*/192);  // nothing remains of any tile
 }
 
