@@ -7,6 +7,7 @@ python -m llmc_jax.checkpoint rm --run=runs/quickstart --keep=3 --set_aside
 """
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from llmc_jax.training.checkpoint import RUN, STEP_DIGITS, Checkpointer
 from llmc_jax.training.run_dir import find_checkpoints
 
 COMMANDS = ("ls", "verify", "rm")
+# As a resume names what it puts aside; a copy that the user has made has another name.
+SET_ASIDE = re.compile(rf"\d{{{STEP_DIGITS}}}\.(broken|later)\d*")
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,9 @@ def _size(path: Path) -> int:
 
 
 def _set_aside(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("?" * STEP_DIGITS + ".*") if path.is_dir())
+    return sorted(
+        path for path in folder.iterdir() if SET_ASIDE.fullmatch(path.name) and path.is_dir()
+    )
 
 
 if __name__ == "__main__":

@@ -120,8 +120,12 @@ def test_the_program_lists_verifies_and_removes(copied, capsys):
     folder_of(copied, 2).rename(f"{folder_of(copied, 2)}.later")
     assert run("ls")[1][-1] == "00000002.later  set aside"
     assert run("rm", step=4)[1] == [f"removed {folder_of(copied, 4)}"]
+    users = [run_of(copied).checkpoints / f"00000006.{name}" for name in ("mine", "later.old")]
+    for folder in users:
+        folder.mkdir()
+    folder_of(copied, 6).with_suffix(".broken12").mkdir()
     assert run("rm", keep=0, set_aside=True)[0] == 0
-    assert list(run_of(copied).checkpoints.iterdir()) == []
+    assert set(run_of(copied).checkpoints.iterdir()) == set(users)
 
 
 def test_a_model_from_a_damaged_checkpoint_is_refused_with_one_that_is_whole(copied):
