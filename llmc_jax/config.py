@@ -425,6 +425,12 @@ class TrainConfig:
         """Whether checkpoints are written as the run goes, and not only when it is stopped."""
         return bool(self.checkpoint_every or self.checkpoint_minutes or self.major_checkpoint_every)
 
+    @property
+    def to_go_on(self) -> str:
+        """What the command of a run that ended early needs to go on where it was, in words: with
+        --resume_step it would go back to that step once more."""
+        return "--resume" if self.resume_step == -1 else "--resume and without --resume_step"
+
 
 def changes(before: dict, after: "TrainConfig", *, may_change: bool = False) -> list[str]:
     """Which options of a saved run (`before`, a dict) `after` disagrees with, as sentences' parts.

@@ -47,7 +47,8 @@ def main(cfg: TrainConfig) -> None:
     """Check everything the user gave, then train, then say where the results are."""
     startup = Startup()
     meet(cfg)
-    with processes.ending_together(cfg.heartbeat_timeout) as alive, ExitStack() as stack:
+    together = processes.ending_together(cfg.heartbeat_timeout, cfg.to_go_on)
+    with together as alive, ExitStack() as stack:
         setup, place = enter_place(set_up(cfg), stack)
         print_banner(setup)
         startup.part("files")

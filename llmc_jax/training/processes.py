@@ -223,9 +223,12 @@ def refuse_differences(what: dict) -> None:
 
 
 @contextmanager
-def ending_together(heartbeat_timeout: int) -> Iterator[Callable[[int], None]]:
+def ending_together(
+    heartbeat_timeout: int, again: str = "--resume"
+) -> Iterator[Callable[[int], None]]:
     """What goes wrong inside, in this process or another, ends this one with a sentence, at once:
-    whatever is to be closed or waited for belongs inside.
+    whatever is to be closed or waited for belongs inside. again: what all are to be started with
+    then, in words.
 
     Gives a function to be called at every step; where it is not for long, a sentence says what that
     may mean, for JAX ends a process whose peers are silent where Python cannot help it.
@@ -233,7 +236,7 @@ def ending_together(heartbeat_timeout: int) -> Iterator[Callable[[int], None]]:
     if not several():
         yield lambda step: None
         return
-    watch = _Watch(heartbeat_timeout)
+    watch = _Watch(heartbeat_timeout, again)
     try:
         yield watch.step
     except (Agreed, AgreedStop):
@@ -252,7 +255,7 @@ def ending_together(heartbeat_timeout: int) -> Iterator[Callable[[int], None]]:
             end(f"this process cannot go on after step {watch.last}: {reason}", status=1)
         end(
             f"the other processes cannot be reached after step {watch.last} ({reason[:200]}): one "
-            f"of them has ended, and its own last words say why; start all again with --resume, on "
+            f"of them has ended, and its own last words say why; start all again with {again}, on "
             f"as many devices as there are.",
             status=1,
         )
@@ -270,8 +273,9 @@ def _end_with_traceback(step: int) -> None:
 class _Watch:
     """A thread that speaks up when no step has come for half of the heartbeat's limit."""
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int, again: str):
         self.last, self._limit, self._time = 0, limit, math.inf  # of the last step; none yet
+        self._again = again
         self._closed = threading.Event()
         threading.Thread(target=self._look, daemon=True).start()
 
@@ -290,7 +294,7 @@ class _Watch:
                     f"process {jax.process_index()} has waited {self._limit / 2:.0f} s at step "
                     f"{told}: if another process has died, this one is ended when "
                     f"--heartbeat_timeout={self._limit} s are over, with status 134; then start "
-                    f"all again with --resume, on as many devices as there are.",
+                    f"all again with {self._again}, on as many devices as there are.",
                     file=sys.stderr,
                     flush=True,
                 )

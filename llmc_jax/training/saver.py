@@ -95,7 +95,8 @@ class Saver:
         saved = self._checkpoints.newest()
         if saved is None:
             return "no step was finished, so nothing is saved; the same command starts again"
-        return f"checkpoint of step {saved} saved; the same command with --resume goes on"
+        again = self._cfg.to_go_on
+        return f"checkpoint of step {saved} saved; the same command with {again} goes on"
 
     def report_failure(self) -> None:
         """Say what went wrong with writing, if anything did since this was last asked."""
@@ -110,7 +111,8 @@ class Saver:
         with processes.all_or_none():
             self._checkpoints.wait()
             if failure := self._checkpoints.take_failure():
-                raise RunStopped(f"{self._sentence(failure)} can be tried again with --resume.")
+                again = self._cfg.to_go_on
+                raise RunStopped(f"{self._sentence(failure)} can be tried again with {again}.")
 
     def _sentence(self, failure: Failure) -> str:
         """What failed and what is still there; the rest says how it goes on."""

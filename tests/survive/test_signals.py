@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from llmc_jax import config, milestones, train
+from llmc_jax.config import RunStopped
 from llmc_jax.training import checkpoint, saver
 from llmc_jax.training.checkpoint import Checkpointer
 from llmc_jax.training.stop import Stop
@@ -50,6 +51,22 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
     monkeypatch.setitem(config.MODELS, "tiny", tiny.MODEL)
     train.main(dataclasses.replace(cfg, resume=True))
     assert log(cfg) == log(trained)
+
+
+def test_a_run_that_went_back_goes_on_without_going_back(copied, trained, monkeypatch, capsys):
+    """--resume_step in the same command would lose what was saved since."""
+    back = dataclasses.replace(copied, resume_step=2)
+    interrupt_at(monkeypatch, 0)
+    train.main(back)
+    told = "checkpoint of step 3 saved; the same command with --resume and without --resume_step g"
+    assert told in capsys.readouterr().out
+    train.main(copied)
+    assert log(copied) == log(trained)
+    with Checkpointer(run_of(copied).checkpoints) as checkpoints:
+        keeper = saver.Saver(checkpoints, back, {}, 6, print)
+        keeper.save(dict(a=jnp.zeros(4)), 6, 0)  # is there
+        with pytest.raises(RunStopped, match="can be tried again with --resume and without --re"):
+            keeper.finish()
 
 
 def test_what_is_done_again_after_a_signal_is_logged_once(cfg, trained, monkeypatch):
