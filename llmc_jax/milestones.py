@@ -38,12 +38,14 @@ class Milestones:
         """Whether there is anything to do before update `step`."""
         return self._validation_due(step) or self._sample_due(step)
 
-    def reached(self, step: int, state: TrainState, asked: Callable[[], int]) -> int:
+    def reached(
+        self, step: int, state: TrainState, asked: Callable[[], int], own: Callable[[], int]
+    ) -> int:
         """Do what is due before update `step`, in llm.c's order; gives the signal for which some of
         it was left undone, or 0.
 
-        asked: gives the signal that asks the run to stop, the same in all processes, or 0. What is
-        under way when there is one is left out of the logs.
+        asked: gives the signal that asks the run to stop, the same in all processes, or 0; own:
+        that of this process. What is under way when there is one is left out of the logs.
         """
 
         def look() -> None:
@@ -57,7 +59,7 @@ class Milestones:
                     self._answer(step, state, look)
             if self._sample_due(step):
                 look()
-                self._speak(step, state)
+                self._speak(step, state, own)
         except _Asked as error:
             return error.args[0]
         return 0
@@ -85,13 +87,20 @@ class Milestones:
         self._logger.hellaswag(step, right.acc, right.acc_norm, self._tokens)
         self._say(f"step {step:4d}/{self._setup.cfg.max_steps} | HellaSwag {right.acc_norm:.4f}")
 
-    def _speak(self, step: int, state: TrainState) -> None:
+    def _speak(self, step: int, state: TrainState, own: Callable[[], int]) -> None:
         params = placement.own_copy(self._params(state))
-        if processes.first():
-            tokens = list(self._sample(params, [EOT], self._setup.cfg.sample_tokens))
-            parts = [token_bytes(tokenizer(), token) for token in tokens if token != EOT]
-            text = b"".join(parts).decode(errors="replace")
-            self._say(f"sample at step {step}:\n---\n{text}\n---")
+        if not processes.first():
+            return
+        tokens = []
+        for token in self._sample(params, [EOT], self._setup.cfg.sample_tokens):
+            tokens.append(token)
+            if (signal := own()) and len(tokens) < self._setup.cfg.sample_tokens:
+                if not processes.several():
+                    raise _Asked(signal)
+                break  # the others are at what comes next, where all agree to stop
+        parts = [token_bytes(tokenizer(), token) for token in tokens if token != EOT]
+        text = b"".join(parts).decode(errors="replace")
+        self._say(f"sample at step {step}:\n---\n{text}\n---")
 
     def _params(self, state: TrainState) -> gpt2.Params:
         return placement.whole_params(state.params, gpt2.shapes(self._setup.model))

@@ -132,7 +132,7 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
                 break
             if milestones.due(step):
                 rooms = None  # their memory is for what is done now
-            if signal := milestones.reached(step, state, asked):
+            if signal := milestones.reached(step, state, asked, lambda: stop.requested):
                 break
             saver.report_failure()
             if save_now:

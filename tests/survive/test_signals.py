@@ -138,9 +138,7 @@ def test_a_signal_ends_what_is_due_before_the_next(undisturbed, tmp_path, monkey
     """Between a validation and a sample; the run that goes on makes both, and logs each once."""
     spoken = []
     monkeypatch.setattr(milestones, "EOT", 0)
-    monkeypatch.setattr(
-        milestones.Milestones, "_speak", lambda self, step, state: spoken.append(step)
-    )
+    monkeypatch.setattr(milestones.Milestones, "_speak", lambda self, step, *_: spoken.append(step))
     output_dir = f"{tmp_path}/run"
     cfg = dataclasses.replace(undisturbed, output_dir=output_dir, sample_every=3)
     interrupt_validation(monkeypatch, 6)
@@ -149,6 +147,35 @@ def test_a_signal_ends_what_is_due_before_the_next(undisturbed, tmp_path, monkey
     assert not spoken
     train.main(dataclasses.replace(cfg, resume=True))
     assert spoken == [3, 6] and log(cfg) == log(undisturbed)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_signal_ends_a_sample_after_its_token(
+    undisturbed, tmp_path, monkeypatch, capsys, several
+):
+    """Which the run that goes on makes; of several processes the others do not know of it, and all
+    go on to where they look together."""
+
+    def sample(params, prompt, count):
+        for token in range(1, count + 1):
+            if token == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield token
+
+    monkeypatch.setattr(milestones, "make_sampler", lambda *_: sample)
+    monkeypatch.setattr(milestones, "tokenizer", tiny.Letters)
+    monkeypatch.setattr(milestones, "EOT", 0)
+    here = types.SimpleNamespace(first=lambda: True, several=lambda: several)
+    monkeypatch.setattr(milestones, "processes", here)
+    output_dir = f"{tmp_path}/run"
+    cfg = dataclasses.replace(undisturbed, output_dir=output_dir, sample_every=3, sample_tokens=9)
+    train.main(cfg)
+    screen = capsys.readouterr().out
+    assert screen.count('sample at step 3:\n---\n"#$\n---') == several
+    assert "stopped by SIGTERM after step 3/6: checkpoint of step 3 saved" in screen
+    train.main(dataclasses.replace(cfg, resume=True, sample_tokens=3))  # it comes in the last token
+    screen = capsys.readouterr().out
+    assert screen.count('sample at step 3:\n---\n"#$\n---') == (not several)
 
 
 def test_a_signal_without_an_output_directory_says_that_nothing_is_saved(cfg, monkeypatch, capfd):
