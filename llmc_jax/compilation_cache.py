@@ -75,7 +75,7 @@ def verify(folder: Path) -> None:
     """Remove the entries that are not what their checksum says, or have none."""
     for entry in folder.glob(ENTRY):
         checksum = _checksum(entry)
-        if not checksum.exists() or checksum.read_text() != sha256_of(entry):
+        if not checksum.exists() or checksum.read_bytes() != sha256_of(entry).encode():
             entry.unlink(missing_ok=True)
             checksum.unlink(missing_ok=True)
 

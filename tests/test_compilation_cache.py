@@ -66,12 +66,13 @@ def test_a_second_start_reads_programs_and_computes_the_same(folder):
     assert "started in " in said and ", first step " in said
 
 
-def test_an_entry_without_its_checksum_does_not_count(folder):
-    for name in ("a-cache", "b-cache"):
+def test_an_entry_without_its_checksum_or_with_another_does_not_count(folder):
+    for name in ("a-cache", "b-cache", "d-cache"):
         (folder / name).write_text(name)
     compilation_cache.seal(folder)
     (folder / "c-cache").write_text("half")  # by a process that was killed
     (folder / "b-cache").write_text("changed")
+    (folder / "d-cache.sha256").write_bytes(b"\xff" * 64)  # a disk's damage, and no text
     compilation_cache.verify(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["a-cache", "a-cache.sha256"]
 
