@@ -1,14 +1,18 @@
 """A whole run of the tiny model: files, resume bit for bit, sampling, what the screen shows."""
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
+import time
+from pathlib import Path
 
 import pytest
 
 from llmc_jax import banner, config, milestones, train
 from llmc_jax.config import BadInput
+from llmc_jax.training.logger import read_metrics
 from llmc_jax.training.run_dir import RunDir
 from tests import tiny
 
@@ -52,6 +56,26 @@ def test_a_run_learns_and_leaves_its_files(cfg, tmp_path, capsys):
     for path in (run.checkpoints / "00000090", run.main_log, run.picture):
         assert str(path) in screen
     assert f"--run={run.root}" in screen and "layernorm ffi" in screen
+
+
+def test_a_wait_for_a_batch_is_on_the_line_of_the_time_that_it_is_part_of(cfg, monkeypatch):
+    """Which is that of the step before, where one is under way. (Steps take some milliseconds.)"""
+    real, calls = train.train_batch, itertools.count()
+
+    def slow(batches):
+        batch, _ = real(batches)
+        waited = 0.5 if next(calls) in (0, 2, 4) else 0.0
+        time.sleep(waited)
+        return batch, waited
+
+    monkeypatch.setattr(train, "train_batch", slow)
+    train.main(dataclasses.replace(cfg, val_every=4))
+    lines = read_metrics(RunDir(Path(cfg.output_dir)).metrics)
+    lines = [line for line in lines if "train_loss" in line]
+    # 0 and 4 are the first since a validation
+    assert [line["data_wait_s"] for line in lines] == [0.5, 0.5, 0, 0, 0.5, 0]
+    assert all(line["step_time_s"] > line["data_wait_s"] for line in lines)
+    assert lines[2]["step_time_s"] < 0.5
 
 
 def test_main_log_is_in_llm_cs_format(cfg, tmp_path):

@@ -40,7 +40,8 @@ class Logger:
     ) -> None:
         """Log update number `step` (0-based); metrics as Python floats.
 
-        data_wait_s: the part of the time in which the next step stood ready but for its batch.
+        data_wait_s: the part of the time in which the loop waited for a batch: the next step's,
+        and where nothing was under way before, the step's own.
         """
         skipped = dict(skipped=True) if metrics.skipped else {}
         self._write(

@@ -16,14 +16,15 @@ class Report:
     def __init__(self, logger: Logger, progress: Progress, step_tokens: int):
         self._logger, self._progress, self._step_tokens = logger, progress, step_tokens
         self._pending = None
-        self._clock = time.perf_counter()
+        self._clock, self._waited = time.perf_counter(), 0.0  # the second counts from the first
         self._log_problem = ""
         self.skipped = 0  # steps so far
         self.bad_in_a_row = 0  # the last steps whose loss or gradient norm was not finite
 
     def dispatched(self, step: int, metrics: Metrics, data_wait_s: float) -> None:
         """Update number `step` is under way, after a wait for its batch; report the one before."""
-        before, self._pending = self._pending, (step, metrics, data_wait_s)
+        before, self._pending = self._pending, (step, metrics)
+        self._waited += data_wait_s
         if before:
             self._report(*before)
 
@@ -37,13 +38,14 @@ class Report:
         """What was done since the last report (validation, saving) is not the next step's time."""
         self._clock = time.perf_counter()
 
-    def _report(self, step: int, metrics: Metrics, data_wait_s: float) -> None:
+    def _report(self, step: int, metrics: Metrics) -> None:
         metrics = Metrics(*(float(value) for value in jax.device_get(metrics)))
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
+        waited, self._waited = self._waited, 0.0
         finite = math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)
         self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
-        self._logger.train(step, metrics, elapsed, data_wait_s, self._step_tokens)
+        self._logger.train(step, metrics, elapsed, waited, self._step_tokens)
         self._progress.step(step, metrics, elapsed, self._step_tokens)
         if metrics.skipped:
             self.skipped += 1
