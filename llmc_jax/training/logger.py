@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llmc_jax.config import BadInput, RunStopped
 from llmc_jax.files import new_file
+from llmc_jax.training import processes
 from llmc_jax.training.log_lines import logged_before, read_lines
 from llmc_jax.training.run_dir import RunDir
 from llmc_jax.training.step import Metrics
@@ -16,7 +17,7 @@ from llmc_jax.training.step import Metrics
 
 class Logger:
     """Appends to the two logs; with no run directory it does nothing. A context that closes the
-    trackers."""
+    trackers, and at whose end the logs have all lines or it is said how many they lack."""
 
     def __init__(self, run: RunDir | None, start: int, trackers=(), *, loop_done: bool = True):
         """start: the step the run begins at; lines of later steps, left by a run that died after
@@ -90,8 +91,17 @@ class Logger:
     def __enter__(self) -> "Logger":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
+        """Raises RunStopped in all processes where lines are lost, but behind no other error."""
         self._each_tracker(lambda tracker: tracker.close())
+        self.flush()
+        if kind:
+            if self.problem:
+                print(f"WARNING: {self._lost()}")
+            return
+        with processes.all_or_none():
+            if self.problem:
+                raise RunStopped(f"{self._lost()} The training is as it should be.")
 
     def flush(self) -> None:
         """Write what is kept. What goes wrong is the new `problem`."""
@@ -102,6 +112,11 @@ class Logger:
                 self._unwritten[path] = ""
             except OSError as error:
                 self.problem = f"{path} cannot be written: {error.strerror}"
+
+    def _lost(self) -> str:
+        counts = {path.name: lines.count("\n") for path, lines in self._unwritten.items()}
+        lost = " and ".join(f"{count} lines of {name}" for name, count in counts.items() if count)
+        return f"{self.problem}; the last {lost} are lost."
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import re
 import resource
 import shutil
 import subprocess
@@ -109,7 +110,9 @@ def test_a_disk_that_is_full_from_the_start(cfg, mount, capsys):
     ):
         with pytest.raises(RunStopped, match="could not be written: No space left on device"):
             train.main(run)
-    assert "metrics.jsonl cannot be written: No space left on device" in capsys.readouterr().out
+    screen = capsys.readouterr().out
+    assert "metrics.jsonl cannot be written: No space left on device; its lines are kept" in screen
+    assert "WARNING: " in screen and " lines of metrics.jsonl are lost." in screen
     (disk / "filled").unlink()
     train.main(dataclasses.replace(there, max_steps=6, resume=True, schedule_steps=2))
     assert steps(there) == [2, 4, 6]
@@ -161,6 +164,19 @@ def test_a_folder_that_vanishes_costs_its_checkpoints_only(cfg, monkeypatch, cap
     assert "metrics.jsonl cannot be written: No such file or directory; its lines are" in screen
     assert steps(cfg) == [4, 6]
     assert [m["step"] for m in log(cfg) if "train_loss" in m] == [0, 1, 2, 3, 4, 5]
+
+
+def test_log_lines_that_were_never_written_end_the_run_with_a_sentence(
+    cfg, monkeypatch, small_files, capsys
+):
+    """They had been kept in memory; all that could be written is there."""
+    at_steps(monkeypatch, {1: lambda: small_files(800)})
+    told = r"metrics.jsonl cannot be written: File too large; the last (\d) lines of metrics.json"
+    with pytest.raises(RunStopped, match=told) as error:
+        train.main(dataclasses.replace(cfg, checkpoint_every=0))
+    assert str(error.value).endswith("l are lost. The training is as it should be.")
+    lost = int(re.search(told, str(error.value))[1])
+    assert lost + len(log(cfg)) == 9
 
 
 def test_a_log_line_is_written_whole_or_not_at_all(tmp_path, small_files):
