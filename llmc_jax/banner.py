@@ -28,12 +28,19 @@ def print_banner(setup: Setup) -> None:
         f"ops      {', '.join(f'{op} {name}' for op, name in setup.op_names.items())}\n"
         f"step     {cfg.total_batch_size:,} tokens ({mesh.size} devices x {A} micro-batches x "
         f"{cfg.batch_size} x {cfg.sequence_length}), {cfg.dtype}, recompute {cfg.recompute}\n"
-        f"schedule {cfg.schedule_steps} steps, {cfg.lr_schedule} from {cfg.learning_rate} to "
-        f"{cfg.learning_rate * cfg.final_lr_fraction:.3g} after {cfg.warmup_steps} of warm-up\n"
+        f"schedule {cfg.schedule_steps} steps, {curve(cfg)} after {cfg.warmup_steps} of warm-up\n"
         f"cache    {setup.cache}"
     )
     for remark in remarks(cfg):
         print(remark)
+
+
+def curve(cfg: TrainConfig) -> str:
+    """The learning rate behind the warm-up, in words."""
+    if cfg.lr_schedule == "constant":
+        return f"constant at {cfg.learning_rate}"
+    last = cfg.learning_rate * cfg.final_lr_fraction
+    return f"{cfg.lr_schedule} from {cfg.learning_rate} to {last:.3g}"
 
 
 def remarks(cfg: TrainConfig) -> list[str]:

@@ -37,8 +37,10 @@ def enable(choice: str, *, names: bool = False) -> str:
 
     choice: auto (a folder of ours in the user's cache, unless JAX was told of another), off, or a
     folder. names: a program whose instructions have other names is another program, for profiles.
-    Raises BadInput where a folder that was named cannot be written.
+    Raises BadInput where a folder that was named cannot be written, or none was named.
     """
+    if not choice:
+        raise BadInput("--compilation_cache= names no folder; give one, or auto or off.")
     jax.config.update("jax_compilation_cache_include_metadata_in_key", names)
     told = jax.config.jax_compilation_cache_dir
     if choice == "off" or not jax.config.jax_enable_compilation_cache:

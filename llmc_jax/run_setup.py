@@ -71,22 +71,28 @@ def set_up(cfg: TrainConfig) -> Setup:
 def refuse_numbers(cfg: TrainConfig) -> None:
     """Raises BadInput for numbers that no training can be made with, as the step would have them:
     in float32 and int32."""
-    for flag in ("learning_rate", "final_lr_fraction", "weight_decay"):
-        if not getattr(cfg, flag) <= float(np.finfo(np.float32).max):
+    smallest, largest = (float(getattr(np.finfo(np.float32), name)) for name in ("tiny", "max"))
+    for flag in ("learning_rate", "final_lr_fraction", "weight_decay", "adam_eps"):
+        if not getattr(cfg, flag) <= largest:
             raise BadInput(f"--{flag}={getattr(cfg, flag)} must be finite in float32.")
     for flag in ("max_steps", "schedule_steps", "warmup_steps"):
         if getattr(cfg, flag) >= 2**31:
             raise BadInput(f"--{flag}={getattr(cfg, flag)} must be below {2**31}.")
     for flag in ("adam_beta1", "adam_beta2"):
-        if not 0 <= np.float32(getattr(cfg, flag)) < 1:
+        if not (0 <= getattr(cfg, flag) < 1 and np.float32(getattr(cfg, flag)) < 1):
             raise BadInput(
                 f"--{flag}={getattr(cfg, flag)} must be from 0 to below 1: AdamW divides by what "
                 f"it leaves of 1; the usual is {getattr(TrainConfig, flag)}."
             )
-    if not np.finfo(np.float32).tiny <= np.float32(cfg.adam_eps):
+    if cfg.adam_eps < smallest:
         raise BadInput(
             f"--adam_eps={cfg.adam_eps} must be above 0: AdamW divides by it where gradients are "
             f"0; the usual is {TrainConfig.adam_eps}."
+        )
+    if cfg.grad_clip and not smallest <= cfg.grad_clip:
+        raise BadInput(
+            f"--grad_clip={cfg.grad_clip} is 0 in float32, where nothing would be left of a "
+            f"gradient; the usual is {TrainConfig.grad_clip}, and 0 is no clipping."
         )
     if cfg.val_every and not cfg.val_batches:
         raise BadInput("--val_batches=0 is no validation; give --val_every=0 for none.")
@@ -159,6 +165,11 @@ def resolve(cfg: TrainConfig, train: TokenLoader, devices: int) -> TrainConfig:
     total = micro_batch if cfg.total_batch_size == -1 else cfg.total_batch_size
     if total <= 0 or total % micro_batch:
         raise no_multiple(cfg, total, devices)
+    if total // micro_batch >= 2**31:
+        raise BadInput(
+            f"--total_batch_size={total} is {total // micro_batch} micro-batches of {micro_batch} "
+            f"tokens; it must be below {2**31} of them."
+        )
     max_steps = cfg.max_steps
     if max_steps == -1:
         max_steps = train.num_sequences * cfg.sequence_length // total

@@ -112,6 +112,8 @@ def test_a_folder_that_cannot_be_written(folder, monkeypatch, jax_config):
     (folder / "file").touch()
     with pytest.raises(BadInput, match=r"=.*file/x cannot be written: Not a directory"):
         compilation_cache.enable(f"{folder}/file/x")
+    with pytest.raises(BadInput, match="--compilation_cache= names no folder"):
+        compilation_cache.enable("")  # the folder one happens to be in
     monkeypatch.setenv("XDG_CACHE_HOME", f"{folder}/file")
     assert compilation_cache.enable("auto").startswith("off, ")
     assert jax_config.jax_compilation_cache_dir is None

@@ -135,6 +135,8 @@ def test_no_steps_and_long_warm_up_and_nothing_kept_are_said(cfg, capsys):
     screen = capsys.readouterr().out
     assert screen.endswith("--max_steps=0 asks for no step; nothing to do\n")
     assert "nothing of this run is kept: --output_dir=DIRECTORY keeps its logs" in screen
+    assert "cosine from 0.01 to 0.001 after 2 of warm-up" in screen
+    assert banner.curve(dataclasses.replace(cfg, lr_schedule="constant")) == "constant at 0.01"
     assert banner.remarks(dataclasses.replace(cfg, checkpoint_every=1)) == []
     warm, kept = banner.remarks(dataclasses.replace(cfg, max_steps=4, warmup_steps=100))
     assert warm.startswith("the learning rate gets to 4% of --learning_rate=0.01: --warmup_steps=1")
@@ -213,7 +215,11 @@ def test_max_steps_defaults_to_one_epoch(cfg, tmp_path):
     [
         (dict(adam_eps=0.0), "--adam_eps=0.0 must be above 0: .* the usual is 1e-08"),
         (dict(adam_eps=1e-50), "--adam_eps=1e-50 must be above 0"),
-        (dict(adam_eps=float("nan")), "--adam_eps=nan must be above 0"),
+        (dict(adam_eps=float("nan")), "--adam_eps=nan must be finite"),
+        (dict(adam_eps=1e300), r"--adam_eps=1e\+300 must be finite in float32"),
+        (dict(adam_beta1=1e300), r"--adam_beta1=1e\+300 must be from 0 to below 1"),
+        (dict(grad_clip=1e-60), "--grad_clip=1e-60 is 0 in float32, .* is 1.0, and 0 is no clip"),
+        (dict(total_batch_size=2**36), r"=68719476736 is 2147483648 micro-batches of 32 tokens; "),
         (dict(adam_beta1=1.0), "--adam_beta1=1.0 must be from 0 to below 1"),
         (dict(adam_beta2=0.9999999999), "--adam_beta2=0.9999999999 must be .* usual is 0.95"),
         (dict(val_batches=0), "--val_batches=0 is no validation; give --val_every=0"),
@@ -228,6 +234,7 @@ def test_max_steps_defaults_to_one_epoch(cfg, tmp_path):
         (dict(seed=2**32), "--seed=4294967296 must be from 0 to 4294967295"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_numbers_that_no_training_can_be_made_with_are_refused(cfg, tmp_path, options, message):
     with pytest.raises(BadInput, match=message):
         train.main(dataclasses.replace(cfg, **options))
