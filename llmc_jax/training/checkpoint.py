@@ -146,11 +146,13 @@ class Checkpointer:
 
     def remove(self, step: int) -> None:
         """Remove a checkpoint; one that is interrupted leaves nothing that looks whole."""
+        self._verified.discard(step)  # another may be saved there
         (self.path(step) / UNFINISHED).touch()
         _remove(self.path(step))
 
     def set_aside(self, step: int, why: str) -> Path:
         """Rename the folder of `step`, so that it is no checkpoint any more; its new name."""
+        self._verified.discard(step)
         return set_aside(self.path(step), why)
 
     # Reading. What is read has been compared with its manifest.

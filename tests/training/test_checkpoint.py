@@ -49,6 +49,16 @@ def test_state_and_parameters_come_back_as_they_were(tmp_path):
     assert isinstance(restored.m.block[11], Block) and isinstance(params.block[11], Block)
 
 
+def test_what_was_read_says_nothing_of_what_is_saved_there_next(tmp_path):
+    with Checkpointer(tmp_path) as checkpoints:
+        for leave in (checkpoints.remove, lambda step: checkpoints.set_aside(step, "later")):
+            checkpoints.save(make_state(), {}, 3)
+            checkpoints.wait()
+            assert checkpoints.problem(3) == ""
+            leave(3)
+            assert checkpoints.problem(3) == "it is not there"
+
+
 def test_orbax_alone_reads_what_is_saved(tmp_path):
     """Every array, without this project's code."""
     state = make_state()
