@@ -4,6 +4,7 @@ A line may be damaged: cut short when the run was killed, or made of NULs after 
 """
 
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,12 @@ def read_lines(path: Path) -> tuple[list[Line], list[int]]:
     return whole, damaged
 
 
+def json_line(metrics: dict) -> str:
+    """The line of metrics.jsonl for an object. JSON has no NaN and no infinity: they are null."""
+    finite = {name: n if math.isfinite(n) else None for name, n in metrics.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
 def of_an_update(metrics: dict) -> bool:
     """Whether it is update number `step` that was logged, and not what was done before it."""
     return "train_loss" in metrics
@@ -58,8 +65,11 @@ def logged_before(metrics: dict, start: int, loop_done: bool) -> bool:
 
 
 def _metrics_line(text: str) -> dict:
-    """The object of a line of metrics.jsonl."""
-    return _checked(json.loads(_whole(text)))
+    """The object of a line of metrics.jsonl; null, as `json_line` has it, is NaN."""
+    metrics = json.loads(_whole(text))
+    if isinstance(metrics, dict):
+        metrics = {name: math.nan if n is None else n for name, n in metrics.items()}
+    return _checked(metrics)
 
 
 def _main_log_line(text: str) -> dict:

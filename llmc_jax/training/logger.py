@@ -3,14 +3,13 @@
 Whoever else wants the numbers (trackers.py) gets them from here.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from llmc_jax.config import BadInput, RunStopped
 from llmc_jax.files import new_file
 from llmc_jax.training import processes
-from llmc_jax.training.log_lines import logged_before, read_lines
+from llmc_jax.training.log_lines import json_line, logged_before, read_lines
 from llmc_jax.training.run_dir import RunDir
 from llmc_jax.training.step import Metrics
 
@@ -76,7 +75,7 @@ class Logger:
     def _write(self, line: str, **metrics) -> None:
         if self._run:
             self._unwritten[self._run.main_log] += line + "\n"
-            self._unwritten[self._run.metrics] += json.dumps(metrics) + "\n"
+            self._unwritten[self._run.metrics] += json_line(metrics)
             self.flush()
         self._each_tracker(lambda tracker: tracker.write(metrics))
 

@@ -9,7 +9,7 @@ import pytest
 
 from llmc_jax import program, train
 from llmc_jax.config import RunStopped
-from tests.survive.runs import interrupt_at, log, steps
+from tests.survive.runs import interrupt_at, log, run_of, steps
 
 
 @pytest.fixture
@@ -48,6 +48,9 @@ def test_bad_steps_are_skipped_counted_and_logged(cfg, poison, capsys):
     assert "1 steps were skipped: metrics.jsonl says which" in screen
     assert [m["step"] for m in log(cfg) if m.get("skipped")] == [3]
     assert np.isfinite(log(cfg)[-1]["train_loss"])
+    line = run_of(cfg).metrics.read_text().splitlines()[3]
+    assert '"train_loss": null, "grad_norm": null,' in line  # NaN is no JSON
+    assert np.isnan(log(cfg)[3]["train_loss"])
 
 
 def test_too_many_bad_steps_stop_the_run_and_leave_the_good_checkpoint(cfg, poison):

@@ -1,5 +1,7 @@
 """Lines of both logs become the same objects; a resume drops damaged ones, and says so."""
 
+import math
+
 import pytest
 
 from llmc_jax.config import RunStopped
@@ -60,6 +62,13 @@ def test_what_no_run_can_have_logged_is_damage(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text(f"{METRICS[0]}\n{line}\n")
     whole, damaged = read_lines(tmp_path / "metrics.jsonl")
     assert (len(whole), damaged) == (1, [2])
+
+
+@pytest.mark.parametrize("word", ["null", "NaN"])
+def test_a_number_that_is_none_is_nan(tmp_path, word):
+    """As it was written before it was null, too."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "val_loss": ' + word + "}\n")
+    assert math.isnan(read_metrics(tmp_path / "metrics.jsonl")[0]["val_loss"])
 
 
 def test_a_log_that_cannot_be_read_is_named(tmp_path):
