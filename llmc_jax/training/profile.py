@@ -37,7 +37,8 @@ def profiled_steps(cfg: TrainConfig) -> range | None:
 
 
 class Profile:
-    """Traces the steps of --profile_steps; a context that ends a trace that is under way."""
+    """Traces the steps of --profile_steps; a context that ends a trace that is under way, and says
+    where it is."""
 
     def __init__(self, run: RunDir | None, cfg: TrainConfig, compiled, start: int):
         """run: None in a process that writes nothing; it traces nothing, for all would write the
@@ -47,7 +48,7 @@ class Profile:
         self._compiled = compiled
         steps = (profiled_steps(cfg) if run else None) or range(0)
         self._steps = range(max(steps.start, start + 1), steps.stop)
-        self._tracing = False
+        self._tracing, self._last = False, self._steps.start  # of the steps that are traced
         if steps and not self._steps:
             print(f"--profile_steps={cfg.profile_steps}: those steps are over, none is traced")
 
@@ -65,6 +66,7 @@ class Profile:
         """A context for the dispatch of update `step`, which the trace then shows as one."""
         if not self._tracing:
             return nullcontext()
+        self._last = step + 1
         return jax.profiler.StepTraceAnnotation("step", step_num=step + 1)
 
     def stop(self, step: int) -> str:
@@ -78,7 +80,7 @@ class Profile:
 
     def __exit__(self, *_) -> None:
         if self._tracing:
-            self._stop()
+            print(self._stop())
 
     def _stop(self) -> str:
         self._tracing = False
@@ -90,13 +92,13 @@ class Profile:
     def _write(self) -> str:
         jax.profiler.stop_trace()
         written = max(self._folder.rglob("*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
-        path = self._folder / f"steps_{self._steps.start}_{self._steps.stop - 1}.json.gz"
+        path = self._folder / f"steps_{self._steps.start}_{self._last}.json.gz"
         with gzip.open(written) as file:
             trace = named(json.load(file), self._compiled.as_text())
         with gzip.open(path, "wt") as file:
             json.dump(trace, file)
         return (
-            f"profile of steps {self._steps.start} to {self._steps.stop - 1}: {path} for "
+            f"profile of steps {self._steps.start} to {self._last}: {path} for "
             f"ui.perfetto.dev, {self._folder} for XProf"
         )
 

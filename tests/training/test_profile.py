@@ -20,6 +20,7 @@ from llmc_jax.training.profile import (
 )
 from llmc_jax.training.run_dir import RunDir
 from tests import tiny
+from tests.survive.runs import interrupt_at
 from tests.training.test_step import batch, make_step
 
 
@@ -68,6 +69,15 @@ def test_a_trace_of_some_steps_has_the_names(cfg, tmp_path, capsys):
     assert events.count("block0/attention.forward") == 2  # steps
     assert events.count("block1/mlp.backward") == 2 and events.count("adamw") >= 2
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))  # for XProf
+
+
+def test_a_trace_that_a_signal_ends_is_of_the_steps_until_then(cfg, tmp_path, monkeypatch, capsys):
+    interrupt_at(monkeypatch, 3)
+    train.main(dataclasses.replace(cfg, profile_steps="3:6"))
+    path = tmp_path / "run" / "profile" / "steps_3_4.json.gz"
+    screen = capsys.readouterr().out
+    assert "stopped by SIGTERM after step 4/6" in screen and path.exists()
+    assert f"profile of steps 3 to 4: {path} for ui.perfetto.dev" in screen
 
 
 def test_a_resumed_run_traces_what_is_left(cfg, tmp_path, capsys):
