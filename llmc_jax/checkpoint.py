@@ -39,6 +39,8 @@ def main(command: str, cfg: CheckpointConfig) -> int:
     """Do what `command` says; exit status 1 where verify finds a checkpoint that is not whole."""
     if not cfg.run:
         raise BadInput("--run is needed: the --output_dir of a training run.")
+    if command != "rm" and (cfg.keep != -1 or cfg.set_aside):
+        raise BadInput(f"--keep and --set_aside are for rm; {command} removes nothing.")
     folder = find_checkpoints(cfg.run)
     checkpoints = Checkpointer(folder)
     steps = checkpoints.all_steps()

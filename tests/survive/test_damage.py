@@ -168,6 +168,8 @@ def test_a_model_from_a_damaged_checkpoint_is_refused_with_one_that_is_whole(cop
         (["ls", "--run=/nowhere"], "--run=/nowhere is no directory"),
         (["--run=/nowhere"], "one of the words ls, verify, rm is needed"),
         (["ls", "rm"], "one of the words ls, verify, rm is needed"),
+        (["verify", "--run={run}", "--keep=3"], "--keep and --set_aside are for rm; verify rem"),
+        (["ls", "--run={run}", "--set_aside"], "--keep and --set_aside are for rm; ls removes no"),
         (["rm", "--run={run}"], "rm needs --step=N or --keep=N"),
         (["verify", "--step=5", "--run={run}"], "--step=5 was not saved; .* has 2, 4, 6"),
         (["ls", "--run={run}/checkpoints/00000004"], "and no run; take --run=/.* with --step=4"),
