@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
+from signal import Signals
 from typing import NamedTuple
 
 from llmc_jax import ffi, program
@@ -165,7 +166,7 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
         if signal:
             refuse_bad_numbers(report, cfg, place.checkpoints, last=True)
             outcome = saver.stop(state, step, loop_done=all_done)
-            print(f"stopped by {Stop.name(signal)} after step {step}/{cfg.max_steps}: {outcome}")
+            print(f"stopped by {Signals(signal).name} after step {step}/{cfg.max_steps}: {outcome}")
             return False
         saver.finish()
     if report.skipped:

@@ -27,7 +27,8 @@ class Progress:
     def step(self, step: int, metrics: Metrics, step_time_s: float, step_tokens: int) -> None:
         """Show update number `step` (0-based); metrics as Python floats."""
         rate = step_tokens / step_time_s
-        self._rate = rate if self._rate is None else _smooth(self._rate, rate)
+        before = rate if self._rate is None else self._rate
+        self._rate = SMOOTHING * before + (1 - SMOOTHING) * rate
         if self._bar is not None:
             text = f"loss {metrics.loss:.3f}, {self._rate:,.0f} tok/s"
             self._bar.set_postfix_str(text, refresh=False)
@@ -52,7 +53,3 @@ class Progress:
         """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.close()
-
-
-def _smooth(average: float, new: float) -> float:
-    return SMOOTHING * average + (1 - SMOOTHING) * new

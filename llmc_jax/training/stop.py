@@ -30,17 +30,10 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    @staticmethod
-    def name(number: int) -> str:
-        """What a signal is called."""
-        return signal.Signals(number).name
-
     def _first(self, number: int, _frame) -> None:
         self.requested = number
         for other in self._before:
             signal.signal(other, signal.SIG_IGN if other == signal.SIGHUP else signal.SIG_DFL)
-        newest = self._newest()
+        name, newest = signal.Signals(number).name, self._newest()
         cost = "" if newest is None else f", without the steps since {newest}"
-        interrupt.say(
-            f"{self.name(number)}: stopping after this step; a second signal ends at once{cost}"
-        )
+        interrupt.say(f"{name}: stopping after this step; a second signal ends at once{cost}")

@@ -205,7 +205,7 @@ def test_a_second_signal_ends_the_process_at_once():
         "import os, signal\nfrom llmc_jax.training.stop import Stop\n"
         "with Stop(lambda: 7) as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print(Stop.name(stop.requested), flush=True)\n"
+        "    print(signal.Signals(stop.requested).name, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print('still here', flush=True)\n"
     )
