@@ -59,6 +59,16 @@ def test_changes_names_what_defines_a_run_and_nothing_else():
     assert changes(saved, dataclasses.replace(cfg, seed=1)) == ["--seed was 42 and is now 1"]
 
 
+def test_these_flags_define_a_run():
+    """A resume with another value of them is refused: it would be another run."""
+    fixed = [f.name for f in dataclasses.fields(TrainConfig) if not f.metadata["may_change"]]
+    assert " ".join(fixed) == (
+        "sequence_length total_batch_size shuffle shuffle_order overfit_single_batch seed "
+        "lr_schedule learning_rate schedule_steps warmup_steps final_lr_fraction weight_decay "
+        "grad_clip adam_beta1 adam_beta2 adam_eps dtype grad_reduce_dtype"
+    )
+
+
 @pytest.mark.parametrize(
     ("given", "meant"),
     [

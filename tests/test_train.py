@@ -192,6 +192,22 @@ def test_a_model_that_is_none_is_named_with_what_to_write(cfg, tmp_path, name, m
         train.main(dataclasses.replace(cfg, model=f"{tmp_path}/{name}"))
 
 
+def test_another_seed_is_other_weights_and_another_order(cfg, tmp_path):
+    """Before the first step the validation loss is of the weights alone; of runs that begin with
+    the same ones, the first step's loss is of the order."""
+
+    def first(name: str, **options) -> tuple[float, float]:
+        run = dataclasses.replace(cfg, output_dir=f"{tmp_path}/{name}", max_steps=1, **options)
+        train.main(dataclasses.replace(run, checkpoint_every=1))
+        lines = read_metrics(RunDir(tmp_path / name).metrics)
+        return lines[0]["val_loss"], lines[1]["train_loss"]
+
+    drawn = [first(f"drawn{seed}", seed=seed) for seed in (42, 43)]
+    assert drawn[0][0] != drawn[1][0]
+    given = [first(f"given{s}", seed=s, init_from=f"{tmp_path}/drawn42") for s in (42, 43)]
+    assert given[0][0] == given[1][0] and given[0][1] != given[1][1]
+
+
 def test_overfitting_a_single_batch(cfg, tmp_path):
     train.main(dataclasses.replace(cfg, overfit_single_batch=True, max_steps=80, val_every=0))
     values = [dict(m)["train_loss"] for m in losses(RunDir(tmp_path / "run"))]

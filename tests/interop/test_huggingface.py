@@ -39,6 +39,17 @@ def test_a_model_is_read_as_it_was_written(tmp_path, params):
         huggingface.write_model(tmp_path / "a", MODEL, params)
 
 
+def test_matrices_are_stored_transposed(tmp_path, params):
+    """Conv1D of transformers has (in, out), llm.c (out, in); also the square one, which would fit
+    either way."""
+    huggingface.write_model(tmp_path, MODEL, params)
+    stored = load_file(tmp_path / "model.safetensors")
+    theirs = dict(qkvw="attn.c_attn", attprojw="attn.c_proj", fcw="mlp.c_fc", fcprojw="mlp.c_proj")
+    for name, their in theirs.items():
+        ours = getattr(params.block[1], name)
+        assert np.array_equal(stored[f"transformer.h.1.{their}.weight"], ours.T)
+
+
 def test_the_file_is_safetensors_own_and_is_not_made_in_memory(tmp_path):
     """Byte for byte; beside the model there is one transposed matrix at a time."""
     model = dataclasses.replace(MODEL, L=8, NH=4, C=64)

@@ -60,7 +60,7 @@ def assert_trees_close(a, b, **tolerance):
         np.testing.assert_allclose(x, y, **tolerance)
 
 
-@pytest.mark.parametrize("grad_clip", [1.0, 0.0])
+@pytest.mark.parametrize("grad_clip", [1.0, 100.0, 0.0])
 def test_the_update_is_optaxs_adamw_with_clipping(grad_clip):
     """Decay on matrices only, bias correction, clipping by the global norm: three steps.
 
@@ -97,7 +97,7 @@ def test_the_update_is_optaxs_adamw_with_clipping(grad_clip):
         np.testing.assert_allclose(m.grad_norm, optax.tree.norm(grads), rtol=1e-4)
         updates, opt_state = update(grads, opt_state, expected)
         expected = optax.apply_updates(expected, updates)
-    assert metrics[0].grad_norm > 1  # else clipping was not tried
+    assert 1 < metrics[0].grad_norm < 100  # else clipping was not tried, or not left alone
     assert_trees_close(params, expected, rtol=1e-4, atol=1e-6)
 
 
