@@ -28,7 +28,7 @@ from llmc_jax.training.memory import Memory
 from llmc_jax.training.rooms import rooms_like
 from llmc_jax.training.step import state_shapes
 
-UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # What JAX's allocator takes of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 GPU_FRACTION = 0.75
 # Of memory.step_memory, whose docstring says more.

@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
+import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from absl import app, flags, logging
 
@@ -110,7 +113,8 @@ def ended(main: Callable[[], int | None], *, starting: str = "") -> int | None:
         if interrupt.caused(error):
             print("interrupted", file=sys.stderr)
             return 130
-        if refused := refused_path(error):  # of pathlib's exists() and is_dir(), too
+        # of pathlib's exists() and is_dir(), too
+        if refused := refused_path(error) or no_platform(error):
             print(f"error: {refused}", file=sys.stderr)
             return 2
         if not wants_memory(error):
@@ -122,6 +126,19 @@ def ended(main: Callable[[], int | None], *, starting: str = "") -> int | None:
             file=sys.stderr,
         )
         return 1
+
+
+def no_platform(error: BaseException) -> str:
+    """That JAX has no device of those that JAX_PLATFORMS names, which it says in several ways, as a
+    sentence; '' for other errors."""
+    asked = os.environ.get("JAX_PLATFORMS")
+    frames = traceback.extract_tb(error.__traceback__)
+    if not asked or not frames or Path(frames[-1].filename).name != "xla_bridge.py":
+        return ""
+    return (
+        f"JAX_PLATFORMS={asked} names no device that JAX finds here; unset it, or install what "
+        f"they need (BUILD.md)."
+    )
 
 
 def _parse(config_class: type, argv: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 Each case runs the program as a process: exit status, no traceback, nothing written.
 """
 
+import os
 import struct
 import subprocess
 import sys
@@ -198,6 +199,20 @@ def test_want_of_memory_is_one_sentence(capsys, kind):
     if kind is not MemoryError:
         with pytest.raises(kind, match="INTERNAL"):
             program.ended(lambda: fail("INTERNAL: something else"))
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "tpu"])
+def test_a_platform_that_is_not_here_is_one_sentence(platforms):
+    """In a process of its own: JAX asks once for what it has."""
+    if any(device.platform == "gpu" for device in jax.devices()):
+        pytest.skip("it is here")
+    done = subprocess.run(
+        [sys.executable, "-m", "llmc_jax.plan", "--model=d6"],
+        env=os.environ | dict(JAX_PLATFORMS=platforms), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert f"error: JAX_PLATFORMS={platforms} names no device that JAX finds here" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_home_is_found_on_the_command_line_and_in_flagfiles(run_program, tmp_path, monkeypatch):

@@ -112,8 +112,9 @@ def test_largest_batch(bytes_of, limit):
     ("options", "message"),
     [
         (dict(memory="80 giga"), "--memory=80 giga is not a size; write for instance 80GiB"),
+        (dict(memory="80"), "--memory=80 is not a size; write for instance 80GiB"),
         (dict(memory="0GiB"), "--memory=0GiB is what no device has"),
-        (dict(memory="9" * 400), "--memory=9+ is what no device has"),
+        (dict(memory="9" * 400 + "B"), "--memory=9+B is what no device has"),
         (dict(devices="nonsense"), "--devices=nonsense must be cpu:N"),
         (dict(learning_rate=float("inf")), "--learning_rate=inf must be finite"),
         (dict(mapper="pmap", zero_stage=2), "--mapper=pmap keeps the whole state on every device"),

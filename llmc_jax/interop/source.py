@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from llmc_jax.config import MODELS, BadInput, ModelConfig, is_descriptor, model_config
-from llmc_jax.interop import huggingface, llmc
+from llmc_jax.interop import huggingface, llmc, llmc_state
 from llmc_jax.models.gpt2 import Params
 
 
@@ -32,6 +32,12 @@ def open_model(name: str, flag: str = "model") -> tuple[ModelConfig, Params | No
     if name.endswith(".bin") or Path(name).is_file():
         return llmc.read_model(name)
     if Path(name).is_dir():
+        if llmc_state.is_llmc_run(Path(name)):
+            raise BadInput(
+                f"--{flag}={name} is an output directory of llm.c; take a model file in it, or "
+                f"make a run of it that --resume continues: python -m llmc_jax.export "
+                f"--source={name} --format=checkpoint --output=RUN."
+            )
         raise BadInput(
             f"--{flag}={name} is a directory; a folder of Hugging Face is written "
             f"--{flag}=hf:{name}, and from a run one starts with --init_from={name}."

@@ -64,7 +64,10 @@ def find_checkpoints(run: str) -> Path:
             f"--step={int(path.name)}."
         )
     if not folder.is_dir():
-        raise BadInput(f"--run={run} has no checkpoints; train with --checkpoint_every.")
+        raise BadInput(
+            f"--run={run} has no checkpoints; train with --checkpoint_every, or make one of llm.c's "
+            f"with llmc_jax.export."
+        )
     return folder
 
 

@@ -18,3 +18,10 @@ def test_a_descriptor_is_never_a_path(tmp_path, monkeypatch, name):
     (tmp_path / name).touch()
     with pytest.raises(BadInput, match=f"--model={name} has no weights"):
         open_trained(None, run="", model=name)
+
+
+def test_an_output_directory_of_llm_c_is_told_from_one_of_ours(tmp_path):
+    """With what makes a run of it."""
+    (tmp_path / "DONE_00000012").touch()
+    with pytest.raises(BadInput, match=f"llmc_jax.export --source={tmp_path} --format=checkpoint"):
+        open_model(str(tmp_path))
