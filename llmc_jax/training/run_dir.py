@@ -65,8 +65,8 @@ def find_checkpoints(run: str) -> Path:
         )
     if not folder.is_dir():
         raise BadInput(
-            f"--run={run} has no checkpoints; train with --checkpoint_every, or make one of llm.c's "
-            f"with llmc_jax.export."
+            f"--run={run} has no checkpoints; train with --checkpoint_every, or make one of "
+            f"llm.c's with llmc_jax.export."
         )
     return folder
 
