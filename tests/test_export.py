@@ -203,8 +203,9 @@ def test_a_run_of_llm_c_goes_on_here(tmp_path, of_llm_c):
     assert source.step == test_llmc_state.STEP
     assert same((*source.moments, source.params), tuple(trees))
     train.main(dataclasses.replace(cfg, checkpoint_every=1))
-    steps = [m["step"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl")]
-    assert steps == [test_llmc_state.STEP, test_llmc_state.STEP + 1]
+    updates = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [m["step"] for m in updates] == [test_llmc_state.STEP, test_llmc_state.STEP + 1]
+    assert updates[0]["learning_rate"] < 0.2 * cfg.learning_rate  # its end, no warm-up
     train.main(dataclasses.replace(cfg, resume_step=test_llmc_state.STEP + 1))  # a run of ours now
 
 
