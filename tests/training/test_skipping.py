@@ -16,19 +16,20 @@ from tests import quick, tiny
 from tests.training.test_step import batch
 
 
-def run_step(spec="ffi", window=None, poison=False, **options):
-    """(state before, state after, metrics) of one step; window: losses and norms before it."""
+def run_step(spec="ffi", windows=None, poison=None, **options):
+    """(state before, state after, metrics) of one step; windows: losses and norms before it, by
+    the state's names; poison: a weight's name, and the number that is put into it."""
     mesh = parallel.make_mesh()
     cfg = tiny.config(max_steps=10, warmup_steps=0, **options)
     step = parallel.map_train_step(ops.select(spec, "cpu")[0], tiny.MODEL, cfg, mesh)
     params = initialize(tiny.MODEL, 42)
     if poison:
-        params.wpe[3, 5] = np.nan
+        weight, number = poison
+        getattr(params, weight).flat[5] = number
     state = init_state(params)
     state = state._replace(m=jax.tree.map(lambda p: p + 1, params), v=jax.tree.map(abs, params))
-    if window is not None:
-        full = [Window(np.float32(window), np.int32(WINDOW)) for _ in range(2)]
-        state = state._replace(losses=full[0], grad_norms=full[1])
+    for name, values in (windows or {}).items():
+        state = state._replace(**{name: Window(np.float32(values), np.int32(WINDOW))})
     before = jax.device_get(state)
     data = placement.split(batch(1, 4), mesh, placement.MICRO_BATCHES)
     arguments = placement.replicate(state, mesh), [], *data
@@ -45,10 +46,18 @@ def same(a, b) -> bool:
 
 @pytest.mark.parametrize("spec", ["jnp", "ffi", "emulated"])
 def test_a_step_that_is_not_finite_is_skipped(spec):
-    before, after, metrics = run_step(spec, poison=True)
+    before, after, metrics = run_step(spec, poison=("wpe", np.nan))
     assert np.isnan(metrics.loss) and metrics.skipped
     assert same(before[:3], after[:3]) and after.step == 1
     assert after.losses.count == after.grad_norms.count == 0
+
+
+def test_a_step_whose_norm_alone_is_not_finite_is_skipped():
+    """The gradients' squares are beyond float32."""
+    before, after, metrics = run_step(poison=("lnfw", 1e20))
+    assert np.isfinite(metrics.loss) and np.isinf(metrics.grad_norm) and metrics.skipped
+    assert same(before[:3], after[:3])
+    assert after.losses.count == 1 and after.grad_norms.count == 0
 
 
 def test_a_step_with_good_numbers_is_made():
@@ -58,16 +67,22 @@ def test_a_step_with_good_numbers_is_made():
     assert after.grad_norms.values[0] == metrics.grad_norm
 
 
-@pytest.mark.parametrize("flag", ["skip_loss_zscore", "skip_grad_zscore"])
-def test_outliers_are_skipped_above_the_limit(flag):
-    """Before it the losses and norms were about 1, now they are above 1.5."""
-    window = np.random.default_rng(0).normal(1, 0.01, WINDOW)
-    before, after, metrics = run_step(window=window, **{flag: 5.0})
-    assert metrics.loss_zscore > 5 and metrics.grad_zscore > 5 and metrics.skipped
+@pytest.mark.parametrize(
+    ("flag", "own", "other"),
+    [("skip_loss_zscore", "losses", "grad_norms"), ("skip_grad_zscore", "grad_norms", "losses")],
+)
+def test_outliers_are_skipped_above_the_limit(flag, own, other):
+    """Its own quantity's, and only above: there were numbers about 1 before, or about 100, and
+    now there is one between 1.5 and 50."""
+    low, high = (np.random.default_rng(0).normal(mean, 0.01, WINDOW) for mean in (1, 100))
+    before, after, metrics = run_step(windows={own: low, other: high}, **{flag: 5.0})
+    scores = dict(losses=metrics.loss_zscore, grad_norms=metrics.grad_zscore)
+    assert scores[own] > 5 and scores[other] < -5 and metrics.skipped
     assert same(before[:3], after[:3])
     assert after.losses.count == WINDOW + 1  # an outlier that is finite does come in
-    assert not run_step(window=window, **{flag: 20.0})[2].skipped
-    assert not run_step(window=window)[2].skipped
+    assert not run_step(windows={own: high, other: low}, **{flag: 5.0})[2].skipped
+    assert not run_step(windows={own: low, other: low}, **{flag: 20.0})[2].skipped
+    assert not run_step(windows={own: low, other: low})[2].skipped
     assert not run_step(**{flag: 0.001})[2].skipped  # not before the window is full
 
 
