@@ -78,6 +78,12 @@ def test_another_number_of_devices_than_training_would_have_is_refused(options, 
         plan.count_devices(cfg(devices="cpu:4", **options), 4)
 
 
+@pytest.mark.parametrize(("name", "limit"), [("H100", 60e9), ("TPU v5e", 16 * 2**30)])
+def test_a_step_may_take_what_jax_takes_of_the_device(name, limit):
+    """Three quarters of a GPU's 80 GB, all of a TPU."""
+    assert plan.memory_limit(cfg(device=name), devices.named(name)) == limit
+
+
 @pytest.mark.parametrize("mapper", ["shard_map", "pmap"])
 def test_check_compares_with_xla_and_nothing_is_run(capsys, mapper):
     plan.main(cfg(check=True, ops="ffi", mapper=mapper))

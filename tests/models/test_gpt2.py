@@ -154,6 +154,15 @@ def test_later_tokens_do_not_change_earlier_logits():
     assert not np.array_equal(before[:, 5:], after[:, 5:])
 
 
+def test_operations_of_a_token_by_hand():
+    """L 2, C 48, T 16; llm.c's formula has wpe, the other has the whole square of attention."""
+    wte, wpe, block, lnf = 96 * 48, 32 * 48, 12 * 48 * 48 + 13 * 48, 2 * 48
+    assert gpt2.flop_per_token(tiny.MODEL, 16) == {
+        "llm.c": 6 * (wte + wpe + 2 * block + lnf) + 6 * 2 * 48 * 16,
+        "PaLM": 6 * (wte + 2 * block + lnf) + 12 * 2 * 48 * 16,
+    }
+
+
 def test_cast_touches_matrices_only():
     params = gpt2.cast(initialize(tiny.MODEL, 42), jnp.bfloat16)
     assert params.wte.dtype == params.block[0].fcw.dtype == jnp.bfloat16
