@@ -52,6 +52,7 @@ def test_a_run_learns_and_leaves_its_files(cfg, tmp_path, capsys):
         "tokens_per_s", "tokens",
     }  # fmt: skip
     assert train_line["tokens"] == 256 and train_line["step_time_s"] > 0
+    assert train_line["tokens_per_s"] == pytest.approx(256 / train_line["step_time_s"])
     screen = capsys.readouterr().out
     for path in (run.checkpoints / "00000090", run.main_log, run.picture):
         assert str(path) in screen
