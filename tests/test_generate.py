@@ -49,6 +49,7 @@ def test_a_prompt_is_continued(write):
     options = dict(prompt=("ABCDEF",), tokens=8)
     assert write(**options, top_k=1) == "ABCDEFGHIJKLMN\n"
     assert write(**options, temperature=0.0) == "ABCDEFGHIJKLMN\n"
+    assert write(**options, temperature=3.0, top_p=1e-6) == "ABCDEFGHIJKLMN\n"
     first, again, other = (write(**options, temperature=3.0, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
 

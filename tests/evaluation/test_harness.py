@@ -101,7 +101,13 @@ def test_generation_ends_before_what_it_is_told(harness):
     assert texts[0] == texts[1] != [whole]  # seeded
     del wild["do_sample"]  # a temperature is enough
     assert harness.generate_until([(TEXT, wild)]) == texts[0]
-    for greedy in (dict(temperature=0.0), dict(do_sample=False, temperature=3.0)):
+    for greedy in (
+        dict(temperature=0.0),
+        dict(do_sample=False, temperature=3.0),
+        dict(do_sample=True, temperature=1e-6),
+        dict(do_sample=True, temperature=3.0, top_k=1),
+        dict(do_sample=True, temperature=3.0, top_p=1e-6),
+    ):
         assert harness.generate_until([(TEXT, ask | greedy)]) == [whole]
 
 
