@@ -89,13 +89,14 @@ def test_main_log_is_in_llm_cs_format(cfg, tmp_path):
     ]  # fmt: skip
     assert kinds == ["val", *["train"] * 3, "val", *["train"] * 3, "val"]
     assert [line.split()[0] for line in lines if "tel" in line] == ["s:0", "s:3", "s:6"]
+    assert [line.split()[0] for line in lines if "trl" in line] == [f"s:{n}" for n in range(6)]
 
 
 @pytest.mark.parametrize(
     "options",
     [
         dict(),
-        dict(dtype="bfloat16", total_batch_size=64),
+        dict(dtype="bfloat16", total_batch_size=64, val_every=4),  # made before the checkpoint
         dict(shuffle=False, max_steps=8, val_every=0),
         dict(train_data="train_0.bin:3,train_1.bin:1", max_steps=8),
     ],
