@@ -101,7 +101,10 @@ class Saver:
     def report_failure(self) -> None:
         """Say what went wrong with writing, if anything did since this was last asked."""
         if failure := self._checkpoints and self._checkpoints.take_failure():
-            self._say(f"WARNING: {self._sentence(failure)} is tried again at the next one")
+            step = self._checkpoints.newest()
+            whole = "there is no other yet" if step is None else _whole(step)
+            again = "saving is tried again at the next one"
+            self._say(f"WARNING: {_failed(failure)}; {whole}; {again}")
 
     def finish(self) -> None:
         """Wait until all is on disk. Raises RunStopped where the last checkpoint is not: in all
@@ -111,16 +114,19 @@ class Saver:
         with processes.all_or_none():
             self._checkpoints.wait()
             if failure := self._checkpoints.take_failure():
-                again = self._cfg.to_go_on
-                raise RunStopped(f"{self._sentence(failure)} can be tried again with {again}.")
+                step = self._checkpoints.newest()
+                left = "there is no other: all steps are lost, --resume starts from the beginning"
+                if step is not None:
+                    left = (
+                        f"{_whole(step)}; saving can be tried again with {self._cfg.to_go_on}: "
+                        f"the steps after that one are repeated"
+                    )
+                raise RunStopped(f"{_failed(failure)}; {left}.")
 
-    def _sentence(self, failure: Failure) -> str:
-        """What failed and what is still there; the rest says how it goes on."""
-        step = self._checkpoints.newest()
-        whole = (
-            "there is no other yet" if step is None else f"the newest whole one is of step {step}"
-        )
-        return (
-            f"the checkpoint of step {failure.step} could not be written: {failure.reason}; "
-            f"{whole}; saving"
-        )
+
+def _failed(failure: Failure) -> str:
+    return f"the checkpoint of step {failure.step} could not be written: {failure.reason}"
+
+
+def _whole(step: int) -> str:
+    return f"the newest whole one is of step {step}"

@@ -146,11 +146,26 @@ def test_a_last_checkpoint_that_does_not_fit_ends_the_run_with_a_sentence(
     save = Checkpointer.save
     monkeypatch.setattr(Checkpointer, "save", lambda self, *args: [save(self, *args), self.wait()])
     at_steps(monkeypatch, {4: lambda: small_files(100_000)})
-    with pytest.raises(RunStopped, match=r"of step 6 could not .* whole one is of step 4; saving"):
+    told = r"of step 6 could not .* one is of step 4; saving .*--resume: the steps after that one "
+    with pytest.raises(RunStopped, match=told):
         train.main(cfg)
     small_files(None)
     train.main(dataclasses.replace(cfg, resume=True))
     assert steps(cfg) == [2, 4, 6] and log(cfg) == log(trained)
+
+
+def test_where_the_only_checkpoint_does_not_fit_all_steps_are_lost(
+    cfg, trained, monkeypatch, small_files
+):
+    """A resume begins with the first."""
+    cfg = dataclasses.replace(cfg, checkpoint_every=6)
+    at_steps(monkeypatch, {4: lambda: small_files(100_000)})
+    told = r"File too large; there is no other: all steps are lost, --resume starts from the begin"
+    with pytest.raises(RunStopped, match=told):
+        train.main(cfg)
+    small_files(None)
+    train.main(dataclasses.replace(cfg, resume=True))
+    assert steps(cfg) == [6] and log(cfg) == log(trained)
 
 
 def test_a_folder_that_vanishes_costs_its_checkpoints_only(cfg, monkeypatch, capsys):
