@@ -151,7 +151,7 @@ def train(setup: Setup, place: Place, alive: Callable[[int], None], startup: Sta
             try:
                 batch, waited = train_batch(batches)
             except BadInput:
-                keep_what_was_trained(state, step, report, saver)
+                keep_what_was_trained(state, step, report, saver, cfg)
                 raise
             profile.start(step)
             rooms = make_rooms() if rooms is None else rooms
@@ -212,14 +212,18 @@ def what_is_saved(checkpoints: Checkpointer | None) -> str:
     return "nothing is saved" if step is None else f"the newest checkpoint is of step {step}"
 
 
-def keep_what_was_trained(state: TrainState, step: int, report: Report, saver: Saver) -> None:
+def keep_what_was_trained(
+    state: TrainState, step: int, report: Report, saver: Saver, cfg: TrainConfig
+) -> None:
     """Log and save up to update `step`, for which there is no batch. (Several processes save
     together, and the others have one.)"""
     report.catch_up()
     if processes.several() or report.bad_in_a_row:
         return
     try:
-        print(saver.stop(state, step))
+        # A resume would come to the same batch; of data that have been mended it is refused.
+        use = f"--init_from={cfg.output_dir} starts a new run from its weights"
+        print(saver.stop(state, step, use=f"with the data mended, {use}"))
     except RunStopped as error:
         print(error)
 

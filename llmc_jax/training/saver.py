@@ -3,10 +3,12 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from llmc_jax.config import RunStopped, TrainConfig, digest
 from llmc_jax.training import processes
 from llmc_jax.training.checkpoint import Checkpointer, Failure
+from llmc_jax.training.run_dir import RunDir
 from llmc_jax.training.step import TrainState
 
 
@@ -84,9 +86,10 @@ class Saver:
         self._last, self._clock = step, time.monotonic()
         self._saves += 1
 
-    def stop(self, state: TrainState, step: int, *, loop_done: bool = False) -> str:
+    def stop(self, state: TrainState, step: int, *, loop_done: bool = False, use: str = "") -> str:
         """Save what ends after update `step`, whose numbers are good; what can be done next, in
-        words. loop_done: as in save. Raises RunStopped where it cannot be saved."""
+        words. loop_done: as in save. use: what can be done with the checkpoint, where it is
+        anything but a resume. Raises RunStopped where it cannot be saved."""
         if not self._checkpoints:
             return "nothing is saved, because there is no --output_dir"
         if step != self._last:
@@ -94,9 +97,12 @@ class Saver:
         self.finish()
         saved = self._checkpoints.newest()
         if saved is None:
-            return "no step was finished, so nothing is saved; the same command starts again"
-        again = self._cfg.to_go_on
-        return f"checkpoint of step {saved} saved; the same command with {again} goes on"
+            # A validation may have been logged: then a start without --resume is refused.
+            held = RunDir(Path(self._cfg.output_dir)).holds_a_run()
+            flag = " with --resume" if held else ""
+            return f"no step was finished, so nothing is saved; the same command{flag} starts again"
+        use = use or f"the same command with {self._cfg.to_go_on} goes on"
+        return f"checkpoint of step {saved} saved; {use}"
 
     def report_failure(self) -> None:
         """Say what went wrong with writing, if anything did since this was last asked."""

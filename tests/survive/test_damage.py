@@ -57,6 +57,8 @@ def test_a_checkpoint_of_the_old_format_is_refused(copied):
 
 
 def test_a_bad_token_costs_no_step_that_was_made_before(cfg, monkeypatch, capsys):
+    """A resume would come to it again, and is refused where the data have been mended."""
+
     def batch(batches):
         made, waited = real(batches)
         if len(log(cfg)) == 4:  # a validation and three steps, and one that is under way
@@ -69,8 +71,27 @@ def test_a_bad_token_costs_no_step_that_was_made_before(cfg, monkeypatch, capsys
         train.main(dataclasses.replace(cfg, checkpoint_every=0, val_every=5))
     assert steps(cfg) == [4] and [m["step"] for m in log(cfg)] == [0, 0, 1, 2, 3]
     assert capsys.readouterr().out.endswith(
-        "checkpoint of step 4 saved; the same command with --resume goes on\n"
+        f"checkpoint of step 4 saved; with the data mended, --init_from={cfg.output_dir} starts a "
+        f"new run from its weights\n"
     )
+
+
+@pytest.mark.parametrize("val_every", [0, 5])
+def test_a_bad_token_in_the_first_batch(cfg, monkeypatch, capsys, val_every):
+    """What is said to start again does, also where a validation has been logged."""
+
+    def batch(_):
+        raise BadInput("train_0.bin has token 99.")
+
+    cfg = dataclasses.replace(cfg, val_every=val_every, max_steps=1)
+    with monkeypatch.context() as patch, pytest.raises(BadInput, match="has token 99"):
+        patch.setattr(train, "train_batch", batch)
+        train.main(cfg)
+    flag = " with --resume" if val_every else ""
+    said = f"no step was finished, so nothing is saved; the same command{flag} starts again\n"
+    assert capsys.readouterr().out.endswith(said)
+    train.main(dataclasses.replace(cfg, resume=bool(flag)))
+    assert [m["step"] for m in log(cfg) if "train_loss" in m] == [0]
 
 
 @pytest.mark.parametrize(
