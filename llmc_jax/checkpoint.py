@@ -42,6 +42,8 @@ def main(command: str, cfg: CheckpointConfig) -> int:
     if command != "rm" and (cfg.keep != -1 or cfg.set_aside):
         raise BadInput(f"--keep and --set_aside are for rm; {command} removes nothing.")
     folder = find_checkpoints(cfg.run)
+    if cfg.keep == 0:  # in training, --keep_checkpoints=0 keeps all
+        raise BadInput(f"--keep=0 would leave none; if that is meant, remove {folder}.")
     checkpoints = Checkpointer(folder)
     steps = checkpoints.all_steps()
     if cfg.step != -1 and cfg.step not in steps:

@@ -145,7 +145,7 @@ def test_the_program_lists_verifies_and_removes(copied, capsys):
     for folder in users:
         folder.mkdir()
     folder_of(copied, 6).with_suffix(".broken12").mkdir()
-    assert run("rm", keep=0, set_aside=True)[0] == 0
+    assert run("rm", step=6, set_aside=True)[0] == 0
     assert set(run_of(copied).checkpoints.iterdir()) == set(users)
 
 
@@ -191,6 +191,7 @@ def test_a_model_from_a_damaged_checkpoint_is_refused_with_one_that_is_whole(cop
         (["ls", "rm"], "one of the words ls, verify, rm is needed"),
         (["verify", "--run={run}", "--keep=3"], "--keep and --set_aside are for rm; verify rem"),
         (["ls", "--run={run}", "--set_aside"], "--keep and --set_aside are for rm; ls removes no"),
+        (["rm", "--run={run}", "--keep=0"], "--keep=0 would leave none; if that is meant, remove"),
         (["rm", "--run={run}"], "rm needs --step=N or --keep=N"),
         (["verify", "--step=5", "--run={run}"], "--step=5 was not saved; .* has 2, 4, 6"),
         (["ls", "--run={run}/checkpoints/00000004"], "and no run; take --run=/.* with --step=4"),

@@ -30,7 +30,7 @@ def test_two_runs_in_one_directory_are_refused_by_name(copied):
         with pytest.raises(BadInput, match="--output_dir=.*" + message):
             train.main(dataclasses.replace(copied, resume=resume))
     with pytest.raises(BadInput, match="--run=.*" + message):
-        checkpoint_program.main("rm", CheckpointConfig(run=copied.output_dir, keep=0))
+        checkpoint_program.main("rm", CheckpointConfig(run=copied.output_dir, keep=1))
     holder.kill()
     holder.communicate()
     with pytest.raises(BadInput, match="already holds a run; add --resume"):
