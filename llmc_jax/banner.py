@@ -73,8 +73,8 @@ def shared(cfg: TrainConfig, mesh) -> str:
     return f"{several}, {cfg.mapper}, ZeRO stage {cfg.zero_stage}"
 
 
-def report_files(run: RunDir, checkpoints: Checkpointer) -> None:
-    """Draw the picture; say where everything is and what can be done with it."""
+def report_files(run: RunDir, checkpoints: Checkpointer, step: int) -> None:
+    """Draw the picture; say where everything is and what can be done with it. step: the last."""
     # Here, because it imports matplotlib: half a second that the start can do without.
     from llmc_jax.view.picture import save_picture
 
@@ -89,7 +89,9 @@ def report_files(run: RunDir, checkpoints: Checkpointer) -> None:
         print(f"validation loss {val.values[-1]:.4f}")
     steps = checkpoints.steps()
     if steps:
-        print(f"checkpoint {checkpoints.path(steps[-1])}")
+        # Of a run that went on without --checkpoint_every it is from before.
+        old = f" (of step {steps[-1]} of {step}: nothing after it is saved)"
+        print(f"checkpoint {checkpoints.path(steps[-1])}{old if steps[-1] < step else ''}")
     print(f"log        {run.main_log} and {run.metrics}\npicture    {run.picture}")
     if steps:
         print(

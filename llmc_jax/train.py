@@ -61,7 +61,7 @@ def main(cfg: TrainConfig) -> None:
         with memory.enough(does_not_fit):
             ended = train(setup, place, alive, startup)
         if place.run and ended and processes.first():
-            report_files(place.run, place.checkpoints)
+            report_files(place.run, place.checkpoints, setup.cfg.max_steps)
 
 
 def enter_place(setup: Setup, stack: ExitStack) -> tuple[Setup, Place]:

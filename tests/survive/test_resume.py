@@ -32,6 +32,14 @@ def test_what_may_change_is_said_and_taken(copied, capsys):
     assert rates == pytest.approx([1e-3, 1e-3])  # its end: the schedule did not stretch
 
 
+def test_a_checkpoint_from_before_the_last_step_is_said_to_be_so(copied, capsys):
+    train.main(copied)
+    assert "copy/checkpoints/00000006\n" in capsys.readouterr().out
+    train.main(dataclasses.replace(copied, max_steps=8, checkpoint_every=0))
+    told = "copy/checkpoints/00000006 (of step 6 of 8: nothing after it is saved)\n"
+    assert told in capsys.readouterr().out
+
+
 def test_another_schedule_needs_reschedule(copied, capsys):
     with pytest.raises(BadInput, match=r"--schedule_steps was 6 and is now 12.*--reschedule takes"):
         train.main(dataclasses.replace(copied, max_steps=8, schedule_steps=12))
