@@ -102,12 +102,10 @@ def refuse_another_run(before: dict, cfg: TrainConfig, record: dict) -> None:
     if "sets" not in data:  # of a version that did not say in what shares they are mixed
         different += [c for c in changes(saved, cfg, may_change=True) if "--train_data was" in c]
     if different:
-        remedy = " (--reschedule takes a new --schedule_steps)" * any(
-            "--schedule_steps" in part for part in different
-        )
         raise BadInput(
             f"--resume: the run in {cfg.output_dir} was started with other options "
-            f"({'; '.join(different)}); give the old ones, or another --output_dir{remedy}."
+            f"({'; '.join(different)}); give the old ones, or another --output_dir"
+            f"{_remedies(different, saved, cfg, record)}."
         )
     model = before["model"]
     if model != record["model"]:
@@ -182,6 +180,22 @@ def open_weights(path: str) -> tuple[Checkpointer, int]:
             f"its checkpoints; name one, or leave it out."
         )
     return checkpoints, step
+
+
+def _remedies(different: list[str], saved: dict, cfg: TrainConfig, record: dict) -> str:
+    """What helps where an option differs that may not have been given; '' where there is none."""
+    flags = {change.split()[0] for change in different}
+    remedies = ""
+    if "--schedule_steps" in flags:
+        remedies = " (--reschedule takes a new --schedule_steps)"
+    micro_batch = cfg.batch_size * cfg.sequence_length * record["devices"]
+    if "--total_batch_size" in flags and cfg.total_batch_size == micro_batch:
+        remedies += (
+            f" (without --total_batch_size it is one micro-batch on each device; "
+            f"--total_batch_size={saved['total_batch_size']} keeps it, with a smaller --batch_size "
+            f"if need be)"
+        )
+    return remedies
 
 
 def _set_aside_after(checkpoints: Checkpointer, step: int) -> None:

@@ -201,6 +201,17 @@ def test_resume_refuses(copied, options, message):
         train.main(dataclasses.replace(copied, **options))
 
 
+def test_a_total_batch_size_that_nobody_gave_is_explained(copied):
+    """It follows from the batch size and the devices. What is said to keep it does."""
+    larger = dataclasses.replace(copied, batch_size=4)
+    told = r"was 32 and is now 64\); .* micro-batch on each device; --total_batch_size=32 keeps it"
+    with pytest.raises(BadInput, match=told):
+        train.main(larger)
+    train.main(dataclasses.replace(larger, total_batch_size=32, batch_size=1))
+    with pytest.raises(BadInput, match=r"was 32 and is now 128\); give .* --output_dir\.$"):
+        train.main(dataclasses.replace(copied, total_batch_size=128))
+
+
 def test_a_new_run_starts_from_the_weights_of_another(cfg, trained):
     """Its first validation is the other's last, and its moments are new."""
     train.main(dataclasses.replace(cfg, init_from=trained.output_dir, max_steps=1))
