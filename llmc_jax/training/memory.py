@@ -154,10 +154,10 @@ def what_would_fit(
         if batch_size:
             break
     else:
-        bytes, size = min((total(size, most), size) for size in (1, cfg.batch_size))
+        bytes, batch_size = min((total(B, most), B) for B in (1, cfg.batch_size))
         return (
-            f"--batch_size={size} --recompute={most} would take {bytes / 2**20:,.0f} MiB: take "
-            f"a smaller --model or --sequence_length, or a device with more memory"
+            f"--batch_size={batch_size} --recompute={most} would take {bytes / 2**20:,.0f} MiB: "
+            f"take a smaller --model or --sequence_length, or a device with more memory"
         )
     least, flags = cfg.recompute + 1, ""
     if batch_size != cfg.batch_size:
