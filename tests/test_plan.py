@@ -227,10 +227,11 @@ def test_the_copy_that_checkpoints_are_written_from_counts(tmp_path, monkeypatch
     assert bool(reserved) == (times > 2)
     assert "--recompute=4 would take" in str(error.value)
     assert "take a smaller --model" in str(error.value)
-    plan.main(PlanConfig(**dataclasses.asdict(run)))
-    screen = capsys.readouterr().out
-    assert "for a step of each, less 0.00 GiB for the copy of a checkpoint" in screen
-    assert "\ndoes not fit, and neither does --batch_size=1" in screen
+    if times > 2:
+        plan.main(PlanConfig(**dataclasses.asdict(run)))
+        screen = capsys.readouterr().out
+        assert "for a step of each, less 0.00 GiB for the copy of a checkpoint" in screen
+        assert "\ndoes not fit, and neither does --batch_size=1" in screen
     with pytest.raises(RunStopped, match="memory, 1 MiB, is not") if times < 2 else nullcontext():
         train.main(dataclasses.replace(run, output_dir=f"{tmp_path}/other", checkpoint_every=0))
 
