@@ -117,21 +117,18 @@ void SumPowers(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t Vp, co
                const W* wte, const int32_t* targets, T* powers, const RowSums& rows) {
   PartsOfRows<T> parts(N, V);
   Gemm<T>(threads, N, V, C, Rows(lnf, C), Rows(wte, C), [&](const Tile& tile) {
-    for (int64_t r = 0; r < tile.rows; r += kLanes) {
-      const int64_t some_rows = Min<int64_t>(kLanes, tile.rows - r);
-      Vec sums[kLanes] = {};
-      for (int64_t i = 0; i < some_rows; ++i) {
-        const int64_t n = tile.row + r + i, target = targets[n] - tile.column;
-        const float *logits = tile.data + (r + i) * tile.ld, from = rows.from[n];
-        if (0 <= target && target < tile.columns) rows.target[n] = logits[target];
-        ForVectors(tile.columns, [&](int64_t v, auto some) {
-          Vec power = Summand<T>(Load(logits + v) - from);
-          for (int64_t lane = some; lane < kLanes; ++lane) power[lane] = 0;
-          sums[i] += power;
-          if (powers) StreamUpTo(powers + n * Vp + tile.column + v, power, some);
-        });
-      }
-      StoreUpTo(parts.At(tile, r), SumOfEach(sums), some_rows);
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const int64_t n = tile.row + r, target = targets[n] - tile.column;
+      const float *logits = tile.data + r * tile.ld, from = rows.from[n];
+      if (0 <= target && target < tile.columns) rows.target[n] = logits[target];
+      Vec sum{};
+      ForVectors(tile.columns, [&](int64_t v, auto some) {
+        Vec power = Summand<T>(Load(logits + v) - from);
+        for (int64_t lane = some; lane < kLanes; ++lane) power[lane] = 0;
+        sum += power;
+        if (powers) StreamUpTo(powers + n * Vp + tile.column + v, power, some);
+      });
+      *parts.At(tile, r) = Sum(sum);
     }
   });
   parts.Merged(threads, N, [](Vec a, Vec b) { return a + b; }, rows.total);

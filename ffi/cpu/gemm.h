@@ -23,8 +23,7 @@ namespace llmc::LLMC_ISA {
 //              what will be read soon: it may be fetched meanwhile
 //   kTiles     whether these are the tile registers: then rows of A lie in a panel as they are,
 //              and a product is made faster than its result is written and read again. And then
-//              MicroInPlace does what Micro does with rows of a matrix that are `stride` words
-//              apart, where it has all kMR rows and all steps
+//              Multiply does what Micro does, and something else meanwhile
 
 // Panels of floats and fused multiply-adds.
 struct FloatPanels {
@@ -168,24 +167,31 @@ struct TilePanels {
   template <bool accumulate>
   static void Micro(int64_t steps, const uint32_t* a, const uint32_t* b, float* c, int64_t ldc,
                     const uint32_t* next) {
-    Multiply<accumulate>(steps, a, /*a_stride=*/16, /*a_group=*/16 * kMR, b, c, ldc, next);
-  }
-  template <bool accumulate>
-  static void MicroInPlace(int64_t steps, const void* a, int64_t a_stride, const uint32_t* b,
-                           float* c, int64_t ldc, const uint32_t* next) {
-    Multiply<accumulate>(steps, a, a_stride, /*a_group=*/16, b, c, ldc, next);
+    Multiply(steps, a, b, c, ldc, accumulate, /*backwards=*/false, [&] {
+      for (int line = 0; line < 4; ++line, next += 16)
+        _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
+    });
   }
 
- private:
-  // Rows of a are a_stride words apart, groups of 16 steps a_group.
-  template <bool accumulate>
-  static void Multiply(int64_t steps, const void* a_words, int64_t a_stride, int64_t a_group,
-                       const uint32_t* b, float* c, int64_t ldc, const uint32_t* next) {
-    auto* a = static_cast<const uint32_t*>(a_words);
-    int64_t stride = ldc * sizeof(float);
+  // The same, from the last step to the first where `backwards`; meanwhile() is called after every
+  // kUnit steps. What it does with vectors costs little: the processor does it beside the products,
+  // which take 16 cycles each and leave the vector units idle.
+  //
+  // Panels of b go past the first-level cache, where a panel of a remains that is multiplied with
+  // several of them. Where that is larger than the cache, there is still its last part, with which
+  // the next call begins if it goes the other way.
+  template <typename Meanwhile>
+  [[gnu::always_inline]] static void Multiply(int64_t steps, const uint32_t* a, const uint32_t* b,
+                                              float* c, int64_t ldc, bool accumulate,
+                                              bool backwards, const Meanwhile& meanwhile) {
+    int64_t stride = ldc * sizeof(float), a_group = kUnit * kMR, b_group = kUnit * kNR;
+    if (backwards) {
+      a += (steps - kUnit) * kMR, b += (steps - kUnit) * kNR;
+      a_group = -a_group, b_group = -b_group;
+    }
     // g++ does not know that _tile_loadd reads memory: nothing stored before may come after
     __asm__ volatile("" ::: "memory");
-    if constexpr (accumulate) {
+    if (accumulate) {
       _tile_loadd(0, c, stride);
       _tile_loadd(1, c + 16, stride);
       _tile_loadd(2, c + 16 * ldc, stride);
@@ -196,22 +202,22 @@ struct TilePanels {
       _tile_zero(2);
       _tile_zero(3);
     }
-    for (int64_t s = 0; s < steps; s += 16, a += a_group, b += 16 * kNR) {
-      for (int line = 0; line < 4; ++line)
-        _mm_prefetch(reinterpret_cast<const char*>(next + (4 * s + line * 16)), _MM_HINT_T0);
-      _tile_loadd(4, a, 4 * a_stride);
-      _tile_loadd(6, b, kNR * 4);
-      _tile_loadd(5, a + 16 * a_stride, 4 * a_stride);
-      _tile_loadd(7, b + 16, kNR * 4);
+    for (int64_t s = 0; s < steps; s += kUnit, a += a_group, b += b_group) {
+      _tile_loadd(4, a, 64);
+      _tile_stream_loadd(6, b, kNR * 4);
+      _tile_loadd(5, a + 16 * 16, 64);
+      _tile_stream_loadd(7, b + 16, kNR * 4);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(3, 5, 7);
+      meanwhile();
     }
     _tile_stored(0, c, stride);
     _tile_stored(1, c + 16, stride);
     _tile_stored(2, c + 16 * ldc, stride);
     _tile_stored(3, c + 16 * ldc + 16, stride);
+    __asm__ volatile("" ::: "memory");
   }
 };
 using HalfPanels = TilePanels;
@@ -231,11 +237,14 @@ struct PanelsOf<BF16> {
   using Type = HalfPanels;
 };
 
-// Sizes of the blocks, in elements; measured on a core with 48 KiB of first-level and 2 MiB of
-// second-level cache, 188 GB/s from the second level and 30 GB/s beyond it.
+// Sizes of the blocks; measured on a core with 48 KiB of first-level and 2 MiB of second-level
+// cache, 188 GB/s from the second level and 30 GB/s beyond it.
 constexpr int64_t kBlockSteps = 128;  // a panel that is kept (16 or 24 KiB) is in the first level
-constexpr int64_t kBlockM = 256;  // rows that a task streams (128 KiB, packed) are in the second,
-constexpr int64_t kBlockN = 768;  // and so is the block of C of so many kept rows (768 KiB)
+constexpr int64_t kTileSteps = 384;   // of tile registers, for which panels are in the second
+constexpr int64_t kBlockM = 256;  // rows that a task streams (128 or 384 KiB) are in the second,
+constexpr int64_t kBlockN = 768;  // and so is the block of C of so many kept rows (768 KiB),
+constexpr int64_t kOneBlockM = 512;  // without which there is room for more rows (768 KiB)
+constexpr int64_t kTogether = 4;  // kept panels of B that follow each other for a panel of A
 constexpr int64_t kWholeWords = 1 << 17;  // that may be packed of the streamed operand (512 KiB)
 
 // A finished piece of C: rows x columns from (row, column) on; rows of data are ld floats apart,
@@ -247,7 +256,7 @@ struct Tile {
 };
 
 // Fetches a block of an operand into the cache bit by bit, while something else is computed: what
-// PackA reads next lies in memory, and tiles are multiplied faster than memory delivers it.
+// PackA reads next lies in memory. (Not with tile registers: for these the second level is full.)
 class Fetcher {
  public:
   // The block of rows by k at the start of m, in `calls` calls of Some.
@@ -301,29 +310,71 @@ struct Side {
   void Pack(int64_t row, int64_t k, int64_t count, int64_t K, int64_t steps, uint32_t* out) const {
     kPack(m.From(row, k), count, K - k, steps, out);
   }
-  // Whether the tile registers can read the rows where they lie.
-  bool InPlace(int64_t K) const {
-    return std::is_same_v<T, BF16> && m.k_stride == 1 && m.row_stride % 2 == 0 && K % kR == 0;
-  }
 };
 
 // Rows of the streamed operand for each task: few enough for the second-level cache, and so many
 // that all threads get equally many tasks, two or more, where panels allow it.
-inline int64_t StreamedRows(int64_t rows, int64_t panel, int64_t threads) {
-  const int64_t most = kBlockM / panel * panel;
+inline int64_t StreamedRows(int64_t rows, int64_t panel, int64_t threads, int64_t block) {
+  const int64_t most = block / panel * panel;
   for (int64_t tasks = RoundUp(Max(CeilDiv(rows, most), 2 * threads), threads);; tasks += threads) {
-    const int64_t block = RoundUp(CeilDiv(rows, tasks), panel);
-    if (block == panel || CeilDiv(rows, block) % threads == 0) return block;
+    const int64_t each = RoundUp(CeilDiv(rows, tasks), panel);
+    if (each == panel || CeilDiv(rows, each) % threads == 0) return each;
   }
 }
 
-// P::MicroInPlace where there is one.
-template <typename P, bool accumulate>
-void MicroInPlace(int64_t steps, const void* a, int64_t a_stride, const uint32_t* b, float* c,
-                  const uint32_t* next) {
-  if constexpr (P::kTiles)
-    P::template MicroInPlace<accumulate>(steps, a, a_stride, b, c, P::kNR, next);
-}
+// Lines of memory that are brought to a cache, `each` at a time.
+struct Ahead {
+  const char* next;
+  int64_t each;
+
+  template <int kLevel>
+  void Some() {
+    for (int64_t i = 0; i < each; ++i, next += 64) __builtin_prefetch(next, 0, 4 - kLevel);
+  }
+};
+
+// The epilogue of the tile that was made last: it waits until the next one is made by tile
+// registers, and a few rows at a time are done meanwhile.
+template <typename P, typename Epilogue>
+class Behind {
+ public:
+  explicit Behind(const Epilogue& epilogue) : epilogue_(epilogue) {}
+
+  void Begin(const Tile& tile) {
+    tile_ = tile;
+    done_ = 0;
+    whole_ = tile.rows == P::kMR && tile.columns == P::kNR;
+  }
+  // What nobody may overwrite before Rest.
+  const float* data() const { return tile_.data; }
+
+  // Some rows, of a whole tile: their number is known where this is compiled.
+  [[gnu::always_inline]] void Some() {
+    if (!whole_) return;
+    epilogue_(Tile{tile_.row + done_, tile_.column, kRows, P::kNR, tile_.data + done_ * P::kNR,
+                   P::kNR});
+    done_ += kRows;
+    whole_ = done_ < P::kMR;
+  }
+  void Rest() {
+    if (done_ < tile_.rows) Finish();
+  }
+
+ private:
+  static constexpr int64_t kRows = 2;
+
+  [[gnu::noinline]] void Finish() {
+    epilogue_(Tile{tile_.row + done_, tile_.column, tile_.rows - done_, tile_.columns,
+                   tile_.data + done_ * tile_.ld, tile_.ld});
+    done_ = tile_.rows;
+    whole_ = false;
+  }
+
+  const Epilogue& epilogue_;
+  Tile tile_{};
+  int64_t done_ = 0;
+  bool whole_ = false;
+};
 
 // A side that is packed whole, by all threads, for a product of `steps`:
 // [block of block_steps steps][panel of kRows rows][...].
@@ -355,10 +406,18 @@ class PackedSide {
   SharedScratch<uint32_t> words_;
 };
 
+// Calls each(x, y) for the panels of xs streamed and ys kept rows: for `together` kept rows, each
+// panel that is streamed with all of theirs.
+template <int kStreamed, int kKept, typename Each>
+void ForPanels(int64_t xs, int64_t ys, int64_t together, const Each& each) {
+  for (int64_t begin = 0; begin < ys; begin += together)
+    for (int64_t x = 0; x < xs; x += kStreamed)
+      for (int64_t y = begin; y < Min(ys, begin + together); y += kKept) each(x, y);
+}
+
 // Calls epilogue(tile) for every tile of C, whose rows are those of `a` and columns those of `b`.
 // One side is kept: packed whole, by all threads. The other is streamed: each task packs some rows
-// of it for itself and multiplies them with all that is kept. What the tile registers can read
-// where it lies is not packed: they take as long to multiply as a copy takes.
+// of it for itself and multiplies them with all that is kept.
 template <typename P, bool stream_b, typename A, typename B, typename Epilogue, typename Prepare>
 void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue& epilogue,
              const Prepare& prepare) {
@@ -370,66 +429,80 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
   }();
   constexpr int kKept = stream_b ? P::kMR : P::kNR, kStreamed = stream_b ? P::kNR : P::kMR;
   constexpr int kPer = P::Form::kPer, kTile = P::kMR * P::kNR;
-  constexpr int64_t kKeptBlock = kBlockN / kKept * kKept;
-  const int64_t streamed_block = StreamedRows(streamed.rows, kStreamed, threads.count());
   const int64_t steps = RoundUp(CeilDiv(K, kPer), P::kUnit);
-  const int64_t block_steps =
-      RoundUp(CeilDiv(steps, CeilDiv(steps, kBlockSteps)), P::kUnit);
-  const bool one_block = block_steps >= steps;  // a tile is finished at once: one will do
+  const int64_t most_steps = P::kTiles ? kTileSteps : kBlockSteps;
+  const int64_t block_steps = RoundUp(CeilDiv(steps, CeilDiv(steps, most_steps)), P::kUnit);
+  const bool one_block = block_steps >= steps;  // a tile is finished at once: two will do
+  const bool no_blocks = P::kTiles && one_block;
+  const int64_t kept_block = no_blocks ? RoundUp(kept.rows, kKept) : kBlockN / kKept * kKept;
+  const int64_t streamed_block = StreamedRows(streamed.rows, kStreamed, threads.count(),
+                                              no_blocks ? kOneBlockM : kBlockM);
+  // Tile registers have the next panel of B for each tile, so that which way a tile is made does
+  // not depend on where a row of A is.
+  const int64_t together = P::kTiles && !stream_b ? kTogether * kKept : kKept;
 
   const PackedSide<kPer, kKept> packed(threads, kept, K, steps, block_steps);
   ParallelFor(threads, CeilDiv(streamed.rows, streamed_block), [&](int64_t task) {
     [[maybe_unused]] typename P::Scope scope;
     const int64_t x0 = task * streamed_block, xs = Min(streamed_block, streamed.rows - x0);
     const int64_t x_panels = CeilDiv(xs, kStreamed);
-    const bool rows_in_place = P::kTiles && !stream_b && streamed.InPlace(K);
-    const int64_t in_place = rows_in_place ? xs / kStreamed * kStreamed : 0;
     // packed a block of steps at a time, unless it is needed several times and fits the cache
-    const bool whole = kept.rows > kKeptBlock && streamed_block * steps <= kWholeWords;
+    const bool whole = kept.rows > kept_block && streamed_block * steps <= kWholeWords;
     auto* words = Scratch<uint32_t>(
         Slot::kA, streamed.Words(streamed_block, whole ? steps : block_steps));
-    auto* c = Scratch<float>(Slot::kC, x_panels * (kKeptBlock / kKept) * kTile);
-    for (int64_t y0 = 0; y0 < kept.rows; y0 += kKeptBlock)
+    auto* c =
+        Scratch<float>(Slot::kC, (one_block ? 2 : x_panels * (kept_block / kKept)) * kTile);
+    int64_t made = 0;
+    Behind<P, Epilogue> behind(epilogue);
+    for (int64_t y0 = 0; y0 < kept.rows; y0 += kept_block)
       for (int64_t s = 0; s < steps; s += block_steps) {
-        const int64_t ys = Min(kKeptBlock, kept.rows - y0), some = Min(block_steps, steps - s);
+        const int64_t ys = Min(kept_block, kept.rows - y0), some = Min(block_steps, steps - s);
         const bool pack = y0 == 0 || !whole, more = s + some < steps;
         uint32_t* block = words + (whole ? s * x_panels * kStreamed : 0);
-        if (pack && in_place < xs)
-          streamed.Pack(x0 + in_place, s * kPer, xs - in_place, K, some, block + in_place * some);
+        if (pack) streamed.Pack(x0, s * kPer, xs, K, some, block);
         // next come the block behind this one, the first one again, or the first of the task this
         // thread will get
-        const bool same = more || (!whole && y0 + kKeptBlock < kept.rows);
+        const bool same = more || (!whole && y0 + kept_block < kept.rows);
         const int64_t x_next = same ? x0 : x0 + streamed_block * threads.count();
         const int64_t k_next = more ? (s + some) * kPer : 0;
-        Fetcher fetcher(streamed.m.From(x_next, k_next),
-                        pack ? Min(streamed_block, streamed.rows - x_next) : 0,
-                        Min(K - k_next, block_steps * kPer), x_panels * CeilDiv(ys, kKept));
-        for (int64_t y = 0; y < ys; y += kKept) {
-          const uint32_t* kept_panel = packed.Panel(y0 + y, s, some);
-          for (int64_t x = 0; x < xs; x += kStreamed) {
-            const uint32_t* panel = block + x * some;
-            const int64_t at = one_block ? 0 : y / kKept * x_panels + x / kStreamed;
-            const int64_t i = stream_b ? y0 + y : x0 + x, j = stream_b ? x0 + x : y0 + y;
-            Tile tile{i, j, Min<int64_t>(P::kMR, a.rows - i), Min<int64_t>(P::kNR, b.rows - j),
-                      c + at * kTile, P::kNR};
-            if (!more) prepare(tile);
+        [[maybe_unused]] Fetcher fetcher(
+            streamed.m.From(x_next, k_next), pack ? Min(streamed_block, streamed.rows - x_next) : 0,
+            Min(K - k_next, block_steps * kPer), x_panels * CeilDiv(ys, kKept));
+        ForPanels<kStreamed, kKept>(xs, ys, together, [&](int64_t x, int64_t y) {
+          const uint32_t *kept_panel = packed.Panel(y0 + y, s, some), *panel = block + x * some;
+          const uint32_t *a_panel = stream_b ? kept_panel : panel,
+                         *b_panel = stream_b ? panel : kept_panel;
+          const int64_t at = one_block ? made++ % 2 : y / kKept * x_panels + x / kStreamed;
+          const int64_t i = stream_b ? y0 + y : x0 + x, j = stream_b ? x0 + x : y0 + y;
+          const Tile tile{i, j, Min<int64_t>(P::kMR, a.rows - i),
+                          Min<int64_t>(P::kNR, b.rows - j), c + at * kTile, P::kNR};
+          if (!more) prepare(tile);
+          if constexpr (P::kTiles) {
+            // each panel that is streamed fetches its share of a kept one that is soon needed
+            const int64_t times = some / P::kUnit, share = CeilDiv(kKept * some, x_panels * times);
+            Ahead kept_ahead{reinterpret_cast<const char*>(kept_panel + together * some +
+                                                           x / kStreamed * share * times),
+                             CeilDiv(share, 16)};
+            Ahead c_ahead{reinterpret_cast<const char*>(c + (at + (stream_b ? 1 : x_panels)) * kTile),
+                          s > 0 ? CeilDiv(kTile / 16, times) : 0};
+            if (behind.data() == tile.data) behind.Rest();
+            P::Multiply(some, a_panel, b_panel, c + at * kTile, P::kNR, /*accumulate=*/s > 0,
+                        /*backwards=*/j / P::kNR % 2, [&] {
+                          kept_ahead.Some<2>();
+                          c_ahead.Some<1>();
+                          behind.Some();
+                        });
+            behind.Rest();
+            if (!more) behind.Begin(tile);
+          } else {
             fetcher.Some();
-            // each panel that is streamed fetches its share of the next one that is kept
-            const uint32_t* next =
-                kept_panel + kKept * some + x / kStreamed * (kKept * some / x_panels);
-            if (x < in_place) {
-              auto micro = s == 0 ? MicroInPlace<P, false> : MicroInPlace<P, true>;
-              auto rows = streamed.m.From(x0 + x, s * kPer);
-              micro(some, rows.data, rows.row_stride / kPer, kept_panel, c + at * kTile, next);
-            } else {
-              auto micro = s == 0 ? P::template Micro<false> : P::template Micro<true>;
-              micro(some, stream_b ? kept_panel : panel, stream_b ? panel : kept_panel,
-                    c + at * kTile, P::kNR, next);
-            }
+            auto micro = s == 0 ? P::template Micro<false> : P::template Micro<true>;
+            micro(some, a_panel, b_panel, c + at * kTile, P::kNR, nullptr);
             if (!more) epilogue(tile);
           }
-        }
+        });
       }
+    behind.Rest();
     StreamFence();
   });
 }

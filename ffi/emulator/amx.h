@@ -116,6 +116,8 @@ inline void TileDotBf16(int sum, int a, int b) {
 #define _tile_zero llmc::emulator::TileZero
 #undef _tile_loadd
 #define _tile_loadd llmc::emulator::TileLoad
+#undef _tile_stream_loadd
+#define _tile_stream_loadd llmc::emulator::TileLoad
 #undef _tile_stored
 #define _tile_stored llmc::emulator::TileStore
 #undef _tile_dpbf16ps
