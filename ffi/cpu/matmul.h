@@ -77,6 +77,17 @@ class TileOf {
   alignas(64) float elements_[P::kMR * P::kNR];
 };
 
+// dbias (OC) = the sum of all rows of partial (blocks, padded), as many columns at a time as a task
+// takes
+inline void SumPartial(Threads& threads, const float* partial, int64_t blocks, int64_t padded,
+                       int64_t OC, float* dbias) {
+  constexpr int64_t kColumns = 256;
+  ParallelFor(threads, CeilDiv(OC, kColumns), [&](int64_t task) {
+    const int64_t begin = task * kColumns;
+    SumOfBlocks(partial + begin, blocks, padded, Min(kColumns, OC - begin), dbias + begin);
+  });
+}
+
 // dbias = sum of the rows of dout (N,OC): each block's sums, then the sum over the blocks
 template <typename T>
 void BiasGradient(Threads& threads, int64_t N, int64_t OC, const T* dout, float* dbias) {
@@ -92,8 +103,34 @@ void BiasGradient(Threads& threads, int64_t N, int64_t OC, const T* dout, float*
         Store(sum + i, Load(sum + i) + LoadUpTo(dout + n * OC + i, some));
       });
   });
-  SumOfBlocks(partial, blocks, padded, OC, dbias);
+  SumPartial(threads, partial, blocks, padded, OC, dbias);
 }
+
+// dbias of a dout (N,OC) that a product's epilogue makes, tile by tile: sums of each tile's rows in
+// its columns, then over the tiles.
+template <typename T>
+class BiasOfTiles {
+ public:
+  BiasOfTiles(int64_t N, int64_t OC)
+      : OC_(OC),
+        padded_(RoundUp(OC, kLanes)),
+        blocks_(CeilDiv(N, kRows)),
+        partial_(blocks_ * padded_) {}
+
+  // Adds a vector of row `row` of dout, at `column`. Rows of a tile come in their order.
+  [[gnu::always_inline]] void Add(int64_t row, int64_t column, Vec v) {
+    float* sum = partial_.data() + row / kRows * padded_ + column;
+    Store(sum, row % kRows ? Load(sum) + v : v);
+  }
+  void Sum(Threads& threads, float* dbias) const {
+    SumPartial(threads, partial_.data(), blocks_, padded_, OC_, dbias);
+  }
+
+ private:
+  static constexpr int64_t kRows = PanelsOf<T>::Type::kMR;
+  const int64_t OC_, padded_, blocks_;
+  SharedScratch<float> partial_;
+};
 
 template <typename T, typename W>
 void MatmulForward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* inp,
@@ -116,14 +153,21 @@ void WeightGradient(Threads& threads, int64_t N, int64_t C, int64_t OC, const Op
   });
 }
 
+// dinp and dweight: all but dbias
 template <typename T, typename W>
-void MatmulBackward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* dout,
-                    const T* inp, const W* weight, T* dinp, T* dweight, float* dbias) {
-  BiasGradient(threads, N, OC, dout, dbias);
+void MatmulGradients(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* dout,
+                     const T* inp, const W* weight, T* dinp, T* dweight) {
   WeightGradient(threads, N, C, OC, Columns(dout, OC), inp, dweight);
   Gemm<T>(threads, N, C, OC, Rows(dout, OC), Columns(weight, C), [&](const Tile& tile) {
     StreamTile(tile, C, {dinp}, [](int64_t, int64_t, Vec v, auto) { return Vecs<1>{v}; });
   });
+}
+
+template <typename T, typename W>
+void MatmulBackward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* dout,
+                    const T* inp, const W* weight, T* dinp, T* dweight, float* dbias) {
+  BiasGradient(threads, N, OC, dout, dbias);
+  MatmulGradients(threads, N, C, OC, dout, inp, weight, dinp, dweight);
 }
 
 // fch (N,H) = inp fcw^T + fcb, fch_gelu (N,H) = gelu(fch), out (N,C) = fch_gelu fcprojw^T + fcprojb
@@ -145,19 +189,24 @@ template <typename T, typename W>
 void MlpBackward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* fch, const T* dout,
                  const T* inp, const W* fcw, const W* fcprojw, T* dinp, T* dfcw, float* dfcb,
                  T* dfcprojw, float* dfcprojb, T* fch_gelu, T* dfch) {
+  BiasOfTiles<T> bias(N, H);
   Gemm<T>(
       threads, N, H, C, Rows(dout, C), Columns(fcprojw, H),
-      [&](const Tile& tile) {
+      // inlined where it runs between the products of tiles
+      [&](const Tile& tile) __attribute__((always_inline)) {
         TileOf<T> fch_tile(tile, fch, H);
         StreamTile(tile, H, {fch_gelu, dfch}, [&](int64_t n, int64_t h, Vec dgelu, auto) {
           const Vec x = GeluDomain(fch_tile.Get(n, h)), s = GeluSigmoid<T>(x);
-          return Vecs<2>{x * s, dgelu * GeluSlope(x, s)};
+          const Vec d = dgelu * GeluSlope(x, s);
+          bias.Add(n, h, d);
+          return Vecs<2>{x * s, d};
         });
       },
       [&](const Tile& tile) { FetchTile(tile, fch, H); });
+  bias.Sum(threads, dfcb);
   BiasGradient(threads, N, C, dout, dfcprojb);
   WeightGradient(threads, N, H, C, Columns(dout, C), fch_gelu, dfcprojw);
-  MatmulBackward(threads, N, C, H, dfch, inp, fcw, dinp, dfcw, dfcb);
+  MatmulGradients(threads, N, C, H, dfch, inp, fcw, dinp, dfcw);
 }
 
 }  // namespace llmc::LLMC_ISA
