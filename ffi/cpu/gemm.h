@@ -167,7 +167,7 @@ struct TilePanels {
   template <bool accumulate>
   static void Micro(int64_t steps, const uint32_t* a, const uint32_t* b, float* c, int64_t ldc,
                     const uint32_t* next) {
-    Multiply(steps, a, b, c, ldc, accumulate, /*backwards=*/false, [&] {
+    Multiply<false>(steps, a, b, c, ldc, accumulate, /*backwards=*/false, [&] {
       for (int line = 0; line < 4; ++line, next += 16)
         _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
     });
@@ -177,10 +177,10 @@ struct TilePanels {
   // kUnit steps. What it does with vectors costs little: the processor does it beside the products,
   // which take 16 cycles each and leave the vector units idle.
   //
-  // Panels of b go past the first-level cache, where a panel of a remains that is multiplied with
-  // several of them. Where that is larger than the cache, there is still its last part, with which
-  // the next call begins if it goes the other way.
-  template <typename Meanwhile>
+  // Where `b_passes`, panels of b go past the first-level cache, where a panel of a remains that is
+  // multiplied with several of them. If that is larger than the cache, there is still its last
+  // part, with which the next call begins if it goes the other way.
+  template <bool b_passes, typename Meanwhile>
   [[gnu::always_inline]] static void Multiply(int64_t steps, const uint32_t* a, const uint32_t* b,
                                               float* c, int64_t ldc, bool accumulate,
                                               bool backwards, const Meanwhile& meanwhile) {
@@ -204,9 +204,14 @@ struct TilePanels {
     }
     for (int64_t s = 0; s < steps; s += kUnit, a += a_group, b += b_group) {
       _tile_loadd(4, a, 64);
-      _tile_stream_loadd(6, b, kNR * 4);
+      if constexpr (b_passes) {
+        _tile_stream_loadd(6, b, kNR * 4);
+        _tile_stream_loadd(7, b + 16, kNR * 4);
+      } else {
+        _tile_loadd(6, b, kNR * 4);
+        _tile_loadd(7, b + 16, kNR * 4);
+      }
       _tile_loadd(5, a + 16 * 16, 64);
-      _tile_stream_loadd(7, b + 16, kNR * 4);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(1, 4, 7);
@@ -486,12 +491,13 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
             Ahead c_ahead{reinterpret_cast<const char*>(c + (at + (stream_b ? 1 : x_panels)) * kTile),
                           s > 0 ? CeilDiv(kTile / 16, times) : 0};
             if (behind.data() == tile.data) behind.Rest();
-            P::Multiply(some, a_panel, b_panel, c + at * kTile, P::kNR, /*accumulate=*/s > 0,
-                        /*backwards=*/j / P::kNR % 2, [&] {
-                          kept_ahead.Some<2>();
-                          c_ahead.Some<1>();
-                          behind.Some();
-                        });
+            P::template Multiply</*b_passes=*/true>(some, a_panel, b_panel, c + at * kTile, P::kNR,
+                                                    /*accumulate=*/s > 0,
+                                                    /*backwards=*/j / P::kNR % 2, [&] {
+                                                      kept_ahead.Some<2>();
+                                                      c_ahead.Some<1>();
+                                                      behind.Some();
+                                                    });
             behind.Rest();
             if (!more) behind.Begin(tile);
           } else {
