@@ -328,14 +328,18 @@ inline int64_t StreamedRows(int64_t rows, int64_t panel, int64_t threads, int64_
 }
 
 // Lines of memory that are brought to a cache, `each` at a time.
-struct Ahead {
-  const char* next;
-  int64_t each;
+class Ahead {
+ public:
+  Ahead(const void* begin, int64_t each) : next_(static_cast<const char*>(begin)), each_(each) {}
 
   template <int kLevel>
   void Some() {
-    for (int64_t i = 0; i < each; ++i, next += 64) __builtin_prefetch(next, 0, 4 - kLevel);
+    for (int64_t i = 0; i < each_; ++i, next_ += 64) __builtin_prefetch(next_, 0, 4 - kLevel);
   }
+
+ private:
+  const char* next_;
+  const int64_t each_;
 };
 
 // The epilogue of the tile that was made last: it waits until the next one is made by tile
@@ -350,8 +354,6 @@ class Behind {
     done_ = 0;
     whole_ = tile.rows == P::kMR && tile.columns == P::kNR;
   }
-  // What nobody may overwrite before Rest.
-  const float* data() const { return tile_.data; }
 
   // Some rows, of a whole tile: their number is known where this is compiled.
   [[gnu::always_inline]] void Some() {
@@ -485,19 +487,18 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
           if constexpr (P::kTiles) {
             // each panel that is streamed fetches its share of a kept one that is soon needed
             const int64_t times = some / P::kUnit, share = CeilDiv(kKept * some, x_panels * times);
-            Ahead kept_ahead{reinterpret_cast<const char*>(kept_panel + together * some +
-                                                           x / kStreamed * share * times),
-                             CeilDiv(share, 16)};
-            Ahead c_ahead{reinterpret_cast<const char*>(c + (at + (stream_b ? 1 : x_panels)) * kTile),
-                          s > 0 ? CeilDiv(kTile / 16, times) : 0};
-            if (behind.data() == tile.data) behind.Rest();
+            const uint32_t* soon = kept_panel + together * some + x / kStreamed * share * times;
+            const float* next_c = c + (at + (stream_b ? 1 : x_panels)) * kTile;
+            Ahead kept_ahead{soon, CeilDiv(share, 16)};
+            Ahead c_ahead{next_c, s > 0 ? CeilDiv(kTile / 16, times) : 0};
+            auto meanwhile = [&] {
+              kept_ahead.Some<2>();
+              c_ahead.Some<1>();
+              behind.Some();
+            };
             P::template Multiply</*b_passes=*/true>(some, a_panel, b_panel, c + at * kTile, P::kNR,
                                                     /*accumulate=*/s > 0,
-                                                    /*backwards=*/j / P::kNR % 2, [&] {
-                                                      kept_ahead.Some<2>();
-                                                      c_ahead.Some<1>();
-                                                      behind.Some();
-                                                    });
+                                                    /*backwards=*/j / P::kNR % 2, meanwhile);
             behind.Rest();
             if (!more) behind.Begin(tile);
           } else {

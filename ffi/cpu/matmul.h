@@ -197,7 +197,7 @@ void MlpBackward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* fch
         TileOf<T> fch_tile(tile, fch, H);
         StreamTile(tile, H, {fch_gelu, dfch}, [&](int64_t n, int64_t h, Vec dgelu, auto) {
           const Vec x = GeluDomain(fch_tile.Get(n, h)), s = GeluSigmoid<T>(x);
-          const Vec d = dgelu * GeluSlope(x, s);
+          const Vec d = Rounded<T>(dgelu * GeluSlope(x, s));
           bias.Add(n, h, d);
           return Vecs<2>{x * s, d};
         });

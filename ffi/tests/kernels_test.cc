@@ -275,8 +275,11 @@ void TestWeights(Driver& driver) {
   TestMatmul<T, W>(driver, /*N=*/1600, /*C=*/7, /*OC=*/33);
   TestMatmul<T, W>(driver, /*N=*/33, /*C=*/513, /*OC=*/17);
   TestMatmul<T, W>(driver, /*N=*/8, /*C=*/780, /*OC=*/790);
-  if (std::is_same_v<T, float>)  // streamed rows are packed anew for each block of kept ones
+  // streamed rows are packed anew for each block of kept ones
+  if (std::is_same_v<T, float>)
     TestMatmul<T, W>(driver, /*N=*/780, /*C=*/780, /*OC=*/790);
+  else if (std::is_same_v<W, float>)
+    TestMatmul<T, W>(driver, /*N=*/770, /*C=*/1100, /*OC=*/790);
   TestMatmul<T, W>(driver, /*N=*/96, /*C=*/256, /*OC=*/192);  // nothing remains of any tile
 }
 
