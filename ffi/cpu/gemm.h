@@ -1,10 +1,12 @@
 // Gemm: every matrix product of the kernels, on any instruction set.
 //
 // C (M,N) = A (M,K) B (N,K)^T, summed in float. The smaller of A and B is packed whole, by all
-// threads; then each task takes some rows of the other, packs them for itself (or reads them where
-// they lie, if AMX can), and multiplies them panel by panel with what was packed (Goto & van de
-// Geijn 2008). What is done with C is the caller's: `epilogue` gets each finished tile while it is
-// in the first-level cache, so bias, GELU and the store cost no pass over memory.
+// threads; then each task takes some rows of the other, packs them for itself and multiplies them
+// panel by panel with what was packed (Goto & van de Geijn 2008). What is done with C is the
+// caller's: `epilogue` gets each finished tile, or some rows of it, while it is in the first-level
+// cache, so bias, GELU and the store cost no pass over memory; and with AMX hardly any time, for
+// they are done between the products of the next tile (measured in
+// benchmarks/results/cpu_step.md).
 #pragma once
 
 #include <type_traits>
@@ -175,7 +177,8 @@ struct TilePanels {
 
   // The same, from the last step to the first where `backwards`; meanwhile() is called after every
   // kUnit steps. What it does with vectors costs little: the processor does it beside the products,
-  // which take 16 cycles each and leave the vector units idle.
+  // which take 16 cycles each, or 64 where their power is held down, and leave the vector units
+  // idle.
   //
   // Where `b_passes`, panels of b go past the first-level cache, where a panel of a remains that is
   // multiplied with several of them. If that is larger than the cache, there is still its last
@@ -245,10 +248,10 @@ struct PanelsOf<BF16> {
 // Sizes of the blocks; measured on a core with 48 KiB of first-level and 2 MiB of second-level
 // cache, 188 GB/s from the second level and 30 GB/s beyond it.
 constexpr int64_t kBlockSteps = 128;  // a panel that is kept (16 or 24 KiB) is in the first level
-constexpr int64_t kTileSteps = 512;   // of tile registers, for which panels are in the second
-constexpr int64_t kBlockM = 256;  // rows that a task streams (128 or 384 KiB) are in the second,
+constexpr int64_t kTileSteps = 512;  // of tile registers, whose panels (64 KiB) are in the second
+constexpr int64_t kBlockM = 256;  // rows that a task streams (128 to 512 KiB) are in the second,
 constexpr int64_t kBlockN = 768;  // and so is the block of C of so many kept rows (768 KiB),
-constexpr int64_t kOneBlockM = 512;  // without which there is room for more rows (768 KiB)
+constexpr int64_t kOneBlockM = 512;  // without which there is room for more rows (to 1 MiB)
 constexpr int64_t kTogether = 4;  // kept panels of B that follow each other for a panel of A
 constexpr int64_t kWholeWords = 1 << 17;  // that may be packed of the streamed operand (512 KiB)
 
