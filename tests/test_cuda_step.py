@@ -52,8 +52,9 @@ def test_two_steps_of_emulated_kernels_are_those_of_jnp(dtype, recompute, tolera
     np.testing.assert_allclose(metrics, wanted, rtol=tolerance)
     before = initialize(MODEL, 42)
     for p, w, b in zip(*map(jax.tree.leaves, (params, wanted_params, before)), strict=True):
-        moved = np.abs(np.asarray(w) - np.asarray(b)).max()
-        np.testing.assert_allclose(p, w, rtol=0, atol=4 * tolerance * moved + 1e-7)
+        # of a tensor as a whole: jnp's own bfloat16 moves single elements by a tenth of the largest
+        moved = np.linalg.norm(np.asarray(w) - np.asarray(b))
+        assert np.linalg.norm(np.asarray(p) - np.asarray(w)) <= 2 * tolerance * moved
 
 
 @pytest.fixture(scope="module")
