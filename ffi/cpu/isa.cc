@@ -30,8 +30,8 @@ bool HasAvx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 bool HasAvx512Bf16() { return HasAvx512() && HasLeaf7(1, 'a', 5); }
-// On Intel's with AMX, asked for or withheld, a step's products by pairs took 981 ms where those of
-// floats took 656 (benchmarks/results/cpu_ops.md).
+// On Intel's with AMX, asked for or withheld, products by pairs take 1.5 to 2 times as long as those
+// of floats (benchmarks/results/cpu_ops.md).
 bool HasFastBf16() {
   return HasAvx512Bf16() && (!__builtin_cpu_is("intel") || __builtin_cpu_is("cooperlake"));
 }
