@@ -1,4 +1,4 @@
-// Panels: the order in which the inner loops of gemm.h read their operands.
+// Panels: the order in which the inner loops of micro.h read their operands.
 //
 // An operand is a matrix of `rows` rows along the product's outer dimension by K along its inner
 // one, in memory in either order. It is cut into panels of R rows, and a panel is a sequence of

@@ -270,7 +270,7 @@ void TestWeights(Driver& driver) {
   TestMatmul<T, W>(driver, /*N=*/65, /*C=*/48, /*OC=*/144, /*nan=*/true);
   TestMlpForward<T, W>(driver, /*N=*/65, /*C=*/48, /*H=*/192, /*nan=*/true);
   TestMlpBackward<T, W>(driver, /*N=*/65, /*C=*/48, /*H=*/192, /*nan=*/true);
-  // gemm.h's blocks are 256 x 768 of C and 128 or 256 along the inner dimension
+  // gemm.h's blocks are 256 x 768 of C and 128 along the inner dimension, 1,024 with AMX
   TestMatmul<T, W>(driver, /*N=*/300, /*C=*/780, /*OC=*/790);
   TestMatmul<T, W>(driver, /*N=*/1600, /*C=*/7, /*OC=*/33);
   TestMatmul<T, W>(driver, /*N=*/33, /*C=*/513, /*OC=*/17);

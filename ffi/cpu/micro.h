@@ -1,0 +1,238 @@
+// Micro kernels: the product of two panels in registers, for each instruction set, which is all
+// that gemm.h and attention.h need to know of it.
+#pragma once
+
+#include "cpu/pack.h"
+
+namespace llmc::LLMC_ISA {
+
+// What an instruction set does for one form of panels:
+//   kMR, kNR   rows and columns of a tile of C
+//   kUnit      steps of a panel are a multiple of it
+//   PackA, PackB
+//   Scope      a constructor and destructor around the work of one task
+//   Micro      c (kMR,kNR) = or += a b over `steps`; rows of c are ldc floats apart. `next` is
+//              what will be read soon: it may be fetched meanwhile
+//   kTiles     whether these are the tile registers: then rows of A lie in a panel as they are,
+//              and a product is made faster than its result is written and read again. And then
+//              Multiply does what Micro does, and something else meanwhile
+
+// Panels of floats and fused multiply-adds.
+struct FloatPanels {
+#if defined(__AVX512F__)
+  static constexpr int kMR = 8, kNV = 3;  // 24 sums, 3 of b and 1 of a: 28 of 32 registers
+#elif defined(__AVX2__)
+  static constexpr int kMR = 4, kNV = 3;  // 12 sums, 3 of b and 1 of a: 16 registers
+#elif defined(__aarch64__)
+  static constexpr int kMR = 4, kNV = 4;  // 16 sums: four pipes and four cycles want as many
+#else
+  static constexpr int kMR = 4, kNV = 2;  // 8 sums, 2 of b and 1 of a: 11 of 16 registers
+#endif
+  static constexpr int kNR = kNV * kLanes, kUnit = 1;
+  static constexpr bool kTiles = false;
+  using Form = Floats;
+
+  template <typename T>
+  static void PackA(const Operand<T>& a, int64_t rows, int64_t K, int64_t steps, uint32_t* out) {
+    PackSteps<kMR>(Floats{}, a, rows, K, steps, out);
+  }
+  template <typename T>
+  static void PackB(const Operand<T>& b, int64_t rows, int64_t K, int64_t steps, uint32_t* out) {
+    PackSteps<kNR>(Floats{}, b, rows, K, steps, out);
+  }
+
+  struct Scope {};
+
+  // Not inlined: in a larger function g++ 12 has no registers left for the sums.
+  template <bool accumulate>
+  [[gnu::noinline]] static void Micro(int64_t steps, const uint32_t* a_words,
+                                      const uint32_t* b_words, float* c, int64_t ldc,
+                                      const uint32_t* /*next*/) {
+    auto* a = reinterpret_cast<const float*>(a_words);
+    auto* b = reinterpret_cast<const float*>(b_words);
+    Vec sum[kMR][kNV];
+#pragma GCC unroll 8
+    for (int r = 0; r < kMR; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kNV; ++v) sum[r][v] = Vec{};
+    for (int64_t s = 0; s < steps; ++s, a += kMR, b += kNR) {
+      Vec columns[kNV];
+#pragma GCC unroll 4
+      for (int v = 0; v < kNV; ++v) columns[v] = Load(b + v * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < kMR; ++r) {
+        Vec row = Broadcast(a[r]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kNV; ++v) sum[r][v] = row * columns[v] + sum[r][v];
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kMR; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kNV; ++v) {
+        // the block's sum is made first: a sum of blocks rounds less than one long sum
+        float* at = c + r * ldc + v * kLanes;
+        Store(at, accumulate ? Load(at) + sum[r][v] : sum[r][v]);
+      }
+  }
+};
+
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+// Panels of pairs and vdpbf16ps, which adds both products of a pair to a float.
+struct PairPanels {
+  static constexpr int kMR = 8, kNV = 3, kNR = kNV * kLanes, kUnit = 1;
+  static constexpr bool kTiles = false;
+  using Form = Pairs;
+
+  template <typename T>
+  static void PackA(const Operand<T>& a, int64_t rows, int64_t K, int64_t steps, uint32_t* out) {
+    PackSteps<kMR>(Pairs{}, a, rows, K, steps, out);
+  }
+  template <typename T>
+  static void PackB(const Operand<T>& b, int64_t rows, int64_t K, int64_t steps, uint32_t* out) {
+    PackSteps<kNR>(Pairs{}, b, rows, K, steps, out);
+  }
+
+  struct Scope {};
+
+  template <bool accumulate>
+  [[gnu::noinline]] static void Micro(int64_t steps, const uint32_t* a, const uint32_t* b,
+                                      float* c, int64_t ldc, const uint32_t* /*next*/) {
+    __m512 sum[kMR][kNV];
+#pragma GCC unroll 8
+    for (int r = 0; r < kMR; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kNV; ++v)
+        sum[r][v] = accumulate ? _mm512_loadu_ps(c + r * ldc + v * 16) : _mm512_setzero_ps();
+    for (int64_t s = 0; s < steps; ++s, a += kMR, b += kNR) {
+      __m512bh columns[kNV];
+#pragma GCC unroll 4
+      for (int v = 0; v < kNV; ++v) columns[v] = (__m512bh)_mm512_loadu_si512(b + v * 16);
+#pragma GCC unroll 8
+      for (int r = 0; r < kMR; ++r) {
+        __m512bh row = (__m512bh)_mm512_set1_epi32(a[r]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kNV; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], row, columns[v]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kMR; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kNV; ++v) _mm512_storeu_ps(c + r * ldc + v * 16, sum[r][v]);
+  }
+};
+using HalfPanels = PairPanels;
+
+#elif defined(__AMX_BF16__)
+// Panels of pairs and the tile registers: 16 rows of 64 bytes each, eight of them. Four hold a
+// (32,32) tile of C, two hold a, two hold b, and each product of two makes 8,192 multiply-adds.
+struct TilePanels {
+  static constexpr int kMR = 32, kNR = 32, kUnit = 16;
+  static constexpr bool kTiles = true;
+  using Form = Pairs;
+
+  template <typename T>
+  static void PackA(const Operand<T>& a, int64_t rows, int64_t K, int64_t steps, uint32_t* out) {
+    PackRows<kMR>(Pairs{}, a, rows, K, steps, out);
+  }
+  template <typename T>
+  static void PackB(const Operand<T>& b, int64_t rows, int64_t K, int64_t steps, uint32_t* out) {
+    PackSteps<kNR>(Pairs{}, b, rows, K, steps, out);
+  }
+
+  // Sets the tile registers up on this thread, and gives them back so that the kernel need not
+  // save them at each switch of threads.
+  struct Scope {
+    Scope() {
+      struct alignas(64) {
+        uint8_t palette = 1, start_row = 0, reserved[14] = {};
+        uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+      } config;
+      // g++ 12 thinks that _tile_loadconfig reads 8 bytes, and leaves the others unwritten
+      __asm__ volatile("" ::"r"(&config) : "memory");
+      _tile_loadconfig(&config);
+    }
+    ~Scope() { _tile_release(); }
+  };
+
+  template <bool accumulate>
+  static void Micro(int64_t steps, const uint32_t* a, const uint32_t* b, float* c, int64_t ldc,
+                    const uint32_t* next) {
+    Multiply<false>(steps, a, b, c, ldc, accumulate, /*backwards=*/false, [&] {
+      for (int line = 0; line < 4; ++line, next += 16)
+        _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
+    });
+  }
+
+  // The same, from the last step to the first where `backwards`; meanwhile() is called after every
+  // kUnit steps. What it does with vectors costs little: the processor does it beside the products,
+  // which take 16 cycles each, or 64 where their power is held down, and leave the vector units
+  // idle.
+  //
+  // Where `b_passes`, panels of b go past the first-level cache, where a panel of a remains that is
+  // multiplied with several of them. If that is larger than the cache, there is still its last
+  // part, with which the next call begins if it goes the other way.
+  template <bool b_passes, typename Meanwhile>
+  [[gnu::always_inline]] static void Multiply(int64_t steps, const uint32_t* a, const uint32_t* b,
+                                              float* c, int64_t ldc, bool accumulate,
+                                              bool backwards, const Meanwhile& meanwhile) {
+    int64_t stride = ldc * sizeof(float), a_group = kUnit * kMR, b_group = kUnit * kNR;
+    if (backwards) {
+      a += (steps - kUnit) * kMR, b += (steps - kUnit) * kNR;
+      a_group = -a_group, b_group = -b_group;
+    }
+    // g++ does not know that _tile_loadd reads memory: nothing stored before may come after
+    __asm__ volatile("" ::: "memory");
+    if (accumulate) {
+      _tile_loadd(0, c, stride);
+      _tile_loadd(1, c + 16, stride);
+      _tile_loadd(2, c + 16 * ldc, stride);
+      _tile_loadd(3, c + 16 * ldc + 16, stride);
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    for (int64_t s = 0; s < steps; s += kUnit, a += a_group, b += b_group) {
+      _tile_loadd(4, a, 64);
+      if constexpr (b_passes) {
+        _tile_stream_loadd(6, b, kNR * 4);
+        _tile_stream_loadd(7, b + 16, kNR * 4);
+      } else {
+        _tile_loadd(6, b, kNR * 4);
+        _tile_loadd(7, b + 16, kNR * 4);
+      }
+      _tile_loadd(5, a + 16 * 16, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(3, 5, 7);
+      meanwhile();
+    }
+    _tile_stored(0, c, stride);
+    _tile_stored(1, c + 16, stride);
+    _tile_stored(2, c + 16 * ldc, stride);
+    _tile_stored(3, c + 16 * ldc + 16, stride);
+    __asm__ volatile("" ::: "memory");
+  }
+};
+using HalfPanels = TilePanels;
+
+#else
+using HalfPanels = FloatPanels;  // bfloat16 becomes float when it is packed
+#endif
+
+template <typename T>
+struct PanelsOf;
+template <>
+struct PanelsOf<float> {
+  using Type = FloatPanels;
+};
+template <>
+struct PanelsOf<BF16> {
+  using Type = HalfPanels;
+};
+
+}  // namespace llmc::LLMC_ISA
