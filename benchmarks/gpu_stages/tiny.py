@@ -1,10 +1,13 @@
 """Our kernels once each at tiny shapes: what compute-sanitizer runs."""
 
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 from absl import app, flags
 
 from benchmarks.gpu_stages import correctness, jax_ops
-from llmc_jax.ops import cases
+from llmc_jax.ops import cases, gelu
 
 LEAVE_OUT = flags.DEFINE_list("leave_out", [], "ops that are not run")
 
@@ -20,20 +23,33 @@ CASES = {
 
 
 def main(_) -> None:
-    for op, case in CASES.items():
-        for name in jax_ops.kernels(op):
-            if name != "cudnn" and op not in LEAVE_OUT.value:
-                jax_ops.implementation(op, name)
-                inputs, dout = correctness.make_problem(op, case, "bfloat16", 0)
-                jax.block_until_ready(jax_ops.both(op, name, case)(inputs, dout))
-                print(f"ran {op}={name}", flush=True)
-    for op, check in (
-        ("global_norm", correctness.check_global_norm),
-        ("adamw", correctness.check_adamw),
-    ):
-        for name in jax_ops.kernels(op):
+    """mlp last: memcheck's process has died in its products, which are cuBLAS'."""
+    for check in (check_gelu, correctness.check_global_norm, correctness.check_adamw):
+        op = check.__name__.removeprefix("check_")
+        for name in jax_ops.kernels("mlp" if op == "gelu" else op):
             check(name)
             print(f"ran {op}={name}", flush=True)
+    for op in CASES:
+        if op not in LEAVE_OUT.value:
+            run(op)
+
+
+def run(op: str) -> None:
+    """Both ways of all our implementations."""
+    for name in jax_ops.kernels(op):
+        if name != "cudnn":  # not ours
+            jax_ops.implementation(op, name)
+            inputs, dout = correctness.make_problem(op, CASES[op], "bfloat16", 0)
+            jax.block_until_ready(jax_ops.both(op, name, CASES[op])(inputs, dout))
+            print(f"ran {op}={name}", flush=True)
+
+
+def check_gelu(name: str) -> None:
+    """The kernel in mlp's backward, with and without gelu(fch) made again."""
+    jax_ops.implementation("mlp", name)
+    dout, fch = jax.random.normal(jax.random.key(0), (2, 1, 9, 256), jnp.bfloat16)
+    for again in (False, True):
+        jax.block_until_ready(jax.jit(partial(gelu.cuda_backward, again=again))(dout, fch))
 
 
 if __name__ == "__main__":
