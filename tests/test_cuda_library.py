@@ -36,7 +36,8 @@ WANTED = {
 }
 WANTED_OF_HOPPER = {
     "hopper::Forward<": ("HGMMA", "UTMALDG", "UTMASTG"),
-    "hopper::Backward<": ("HGMMA", "UTMALDG"),
+    "hopper::Backward<": ("HGMMA", "UTMALDG", "REDG"),
+    "hopper::RoundDq<": ("LDG.E.128", "UTMASTG"),
 }
 
 

@@ -61,7 +61,7 @@ ffi::Error Backward(StreamArgument stream, Any out, F32 lse, Any dout, Any qkv, 
   check.Shape("dqkv", *dqkv, {sizes.B, sizes.T, 3 * C});
   check.SameType("dqkv", *dqkv, qkv);
   check.Shape("delta", *delta, {sizes.B, NH, sizes.T});
-  check.Shape("dq_sum", *dq_sum, {sums ? sizes.B : 0, sizes.T, C});
+  check.Shape("dq_sum", *dq_sum, {sums ? sizes.B : 0, cuda::AttentionDqRows(sizes.T), C});
   return Run(check, [&] {
     return cuda::AttentionBackward(ToStream(stream), TypeOf(qkv), sizes, deterministic,
                                    out.untyped_data(), lse.typed_data(), dout.untyped_data(),
@@ -87,7 +87,8 @@ LLMC_CUDA_HANDLER(llmc_cuda_attention_backward, Backward,
                       .Arg<Any>()  // qkv (B,T,3C)
                       .Ret<Any>()  // dqkv (B,T,3C)
                       .Ret<F32>()  // delta (B,NH,T): scratch
-                      .Ret<F32>()  // dq_sum (B,T,C): scratch; (0,T,C) if deterministic or float32
+                      // dq_sum (B,AttentionDqRows(T),C): scratch; B 0 if deterministic or float32
+                      .Ret<F32>()
                       .Attr<int64_t>("NH")
                       .Attr<int64_t>("deterministic"));
 

@@ -9,6 +9,9 @@
 // way of shared memory; they make it in turn, one for each tile of queries, and add it in float32
 // to a sum over blocks that a kernel of its own rounds. The first tile of queries is before the
 // second half of the keys, and the first warpgroup alone has it.
+//
+// The sum, dq_sum (B,NH,tiles of 64 queries), has a tile's numbers in the order of the registers
+// that they come from, so that a warp adds, and later reads, 512 bytes that follow each other.
 #include "cuda/attention_hopper.cuh"
 #include "cuda/attention_pointwise.cuh"
 
@@ -22,6 +25,7 @@ constexpr int kHS = 64, kKeys = 128, kOwn = kKeys / kConsumers, kQueries = 64, k
 // the same place there are two that both warpgroups have; for one of them it waits for the first
 // warpgroup, and that has waited for all tiles before.
 static_assert(kStages >= 4);
+static_assert(AttentionDqRows(1) == kQueries);
 
 template <typename T>
 struct alignas(1024) BackwardShared {
@@ -156,25 +160,20 @@ __device__ inline void ScoreGradients(float (&dp)[kSize], const float (&p)[kSize
   for (int i = 0; i < kSize; ++i) dp[i] = p[i] * (dp[i] - delta.Of(i));
 }
 
-// Adds dq to rows from `query` on of a head of dq_sum, `stride` numbers apart.
+// Adds dq to a tile of dq_sum, where thread t of a warpgroup has dq[0..3] from number 4 t on, which
+// is `sum`, and the next four after those of all threads. Rows after the last query are there too,
+// and to them zeros are added.
 template <int kSize>
-__device__ inline void AddDq(const float (&dq)[kSize], float* dq_sum, int stride, int query,
-                             int rows) {
+__device__ inline void AddDq(const float (&dq)[kSize], float* sum) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    int t = query + RowOfThread() + 8 * half;
-    if (t >= rows) continue;
-    float* sum = dq_sum + int64_t{t} * stride + ColumnOfThread();
-#pragma unroll
-    for (int n = 0; n < kSize; n += 4)
-      ptx::AtomicAdd2(sum + 2 * n, dq[n + 2 * half], dq[n + 2 * half + 1]);
-  }
+  for (int i = 0; i < kSize; i += 4)
+    ptx::AtomicAdd4(sum + i * ptx::kWarpgroup, dq[i], dq[i + 1], dq[i + 2], dq[i + 3]);
 }
 
 // A warpgroup's part of all tiles of the block; me: which it is.
 template <typename T>
 __device__ inline void Compute(BackwardShared<T>& shared, const Shape& shape, float scale, int me,
-                               const ptx::TensorMap& dqkv, float* dq_sum) {
+                               const ptx::TensorMap& dqkv, float* dq_sum, int dq_rows) {
   int thread = threadIdx.x % ptx::kWarpgroup;
   Ring<2> kv;
   Ring<kStages> ring, last;
@@ -183,8 +182,8 @@ __device__ inline void Compute(BackwardShared<T>& shared, const Shape& shape, fl
 
   int turn = 0;  // whose it is to make dq
   for (Work work(shape); work.Left(); work.Next(), kv.Next()) {
-    int first = work.tile * kKeys, stride = shape.NH * kHS;
-    float* head_dq = dq_sum + int64_t{work.b} * shape.T * stride + work.h * kHS;
+    int first = work.tile * kKeys;
+    float* head_dq = dq_sum + (int64_t{work.b} * shape.NH + work.h) * dq_rows * kHS + 4 * thread;
     auto &k = shared.k[kv.stage], &v = shared.v[kv.stage];
 #pragma unroll
     for (int i = 0; i < 32; ++i) dk[i] = dv[i] = 0;
@@ -228,7 +227,7 @@ __device__ inline void Compute(BackwardShared<T>& shared, const Shape& shape, fl
         ptx::ProductFence(dq);
         StartDq<T, kDiagonal ? kOwn : kKeys>(dq, shared.ds[turn], k);
         ptx::ProductWait<0>(dq, dv, dk, p, ds);
-        AddDq(dq, head_dq, stride, query, shape.T);
+        AddDq(dq, head_dq + query * kHS);
       } else {
         ptx::NamedBarrierArrive(kDs + turn, kConsumers * ptx::kWarpgroup);
       }
@@ -270,7 +269,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     Backward(Shape shape, float scale, const __grid_constant__ ptx::TensorMap qkv,
              const __grid_constant__ ptx::TensorMap dout,
              const __grid_constant__ ptx::TensorMap dqkv, const float* lse, const float* delta,
-             float* dq_sum) {
+             float* dq_sum, int dq_rows) {
 #if LLMC_HOPPER
   auto& shared = SharedMemory<BackwardShared<T>>();
   if (threadIdx.x == 0) {
@@ -288,7 +287,39 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (threadIdx.x < kWarpSize) Bring(shared, shape, qkv, dout, lse, delta);
   } else {
     ptx::MoreRegisters<kConsumerRegisters>();
-    Compute(shared, shape, scale, warpgroup - 1, dqkv, dq_sum);
+    Compute(shared, shape, scale, warpgroup - 1, dqkv, dq_sum, dq_rows);
+  }
+#else
+  __trap();
+#endif
+}
+
+// dq = scale dq_sum, into dqkv: a tile of queries of a head by a warpgroup.
+template <typename T>
+__global__ void __launch_bounds__(ptx::kWarpgroup)
+    RoundDq(Shape shape, float scale, const float* dq_sum,
+            const __grid_constant__ ptx::TensorMap dqkv) {
+#if LLMC_HOPPER
+  auto& tile = SharedMemory<Tile<T, kQueries>>();
+  if (threadIdx.x == 0) ptx::Prefetch(dqkv);
+  int query = blockIdx.x % shape.tiles * kQueries, head = blockIdx.x / shape.tiles;
+  const float* sum = dq_sum + int64_t{blockIdx.x} * kQueries * kHS + 4 * threadIdx.x;
+  float d[32];
+#pragma unroll
+  for (int i = 0; i < 32; i += 4) {
+    auto four = Vec<float>::LoadStreaming(sum + i * ptx::kWarpgroup);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) d[i + j] = four.at[j];
+  }
+  uint32_t dq[4][4];
+  Round<T>(dq, d, scale);
+  StoreRounded(tile, dq);
+  ptx::FenceProxyAsync();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    ptx::StoreBox(dqkv, tile, 0, head % shape.NH, query, head / shape.NH);
+    ptx::StoreCommit();
+    ptx::StoreWait();  // shared memory must outlive what reads it
   }
 #else
   __trap();
@@ -298,7 +329,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <typename T>
 Status Run(Stream stream, AttentionSizes sizes, const T* out, const float* lse, const T* dout,
            const T* qkv, T* dqkv, float* delta, float* dq_sum) {
-  Shape shape(sizes, kKeys);
+  Shape shape(sizes, kKeys), dq_shape(sizes, kQueries);
   int NH = shape.NH;
   float scale = 1 / std::sqrt(static_cast<float>(kHS));
   ptx::TensorMap qkv_map, dout_map, dqkv_map;
@@ -309,9 +340,11 @@ Status Run(Stream stream, AttentionSizes sizes, const T* out, const float* lse, 
     status = attention::StartDelta<T, kHS>(stream, sizes, out, dout, delta, dq_sum);
   if (status.ok())
     status = Launch(Kernel<Backward<T>>, Blocks(shape), kThreads, sizeof(BackwardShared<T>),
-                    stream, shape, scale, qkv_map, dout_map, dqkv_map, lse, delta, dq_sum);
+                    stream, shape, scale, qkv_map, dout_map, dqkv_map, lse, delta, dq_sum,
+                    AttentionDqRows(sizes.T));
   if (status.ok())
-    status = attention::StartRoundDq<T, kHS>(stream, sizes, scale, dq_sum, dqkv);
+    status = Launch(Kernel<RoundDq<T>>, sizes.B * NH * dq_shape.tiles, ptx::kWarpgroup,
+                    sizeof(Tile<T, kQueries>), stream, dq_shape, scale, dq_sum, dqkv_map);
   return status;
 }
 

@@ -13,30 +13,32 @@ constexpr int kPointwise = 256;
 // Of each file that launches them: nvcc < 13 would register one name for several kernels.
 namespace {
 
-// delta = rowsum(dout out), and zeros for dq_sum, if there is one.
+// delta = rowsum(dout out), and zeros for dq_sum, if there is one; of a sequence `rows` rows, T or
+// more.
 template <typename T, int kHS>
 __global__ void __launch_bounds__(kPointwise)
-    Delta(Shape shape, unsigned blocks, const T* out, const T* dout, float* delta, float* dq_sum) {
+    Delta(Shape shape, unsigned blocks, unsigned rows, const T* out, const T* dout, float* delta,
+          float* dq_sum) {
   constexpr int kVec = Vec<T>::kSize, kLanes = kHS / kVec;
   unsigned b = blockIdx.x / blocks, piece = blockIdx.x % blocks * kPointwise + threadIdx.x;
   unsigned row = piece / kLanes, t = row / shape.NH, h = row % shape.NH;
   bool valid = t < static_cast<unsigned>(shape.T);
-  int64_t i = int64_t{b} * shape.T * shape.NH * kHS + int64_t{piece} * kVec;
   float sum = 0;
   if (valid) {
+    int64_t i = int64_t{b} * shape.T * shape.NH * kHS + int64_t{piece} * kVec;
     auto x = Vec<T>::Load(out + i), dx = Vec<T>::Load(dout + i);
 #pragma unroll
     for (int k = 0; k < kVec; ++k) sum += ToFloat(x.at[k]) * ToFloat(dx.at[k]);
   }
   for (int bit = kLanes / 2; bit > 0; bit /= 2) sum += __shfl_xor_sync(kAllLanes, sum, bit);
-  if (!valid) return;
-  if (piece % kLanes == 0) delta[(int64_t{b} * shape.NH + h) * shape.T + t] = sum;
-  if (!dq_sum) return;
+  if (valid && piece % kLanes == 0) delta[(int64_t{b} * shape.NH + h) * shape.T + t] = sum;
+  if (!dq_sum || t >= rows) return;
+  float* zeros = dq_sum + int64_t{b} * rows * shape.NH * kHS + int64_t{piece} * kVec;
 #pragma unroll
-  for (int k = 0; k < kVec; k += 4) Vec<float>{}.Store(dq_sum + i + k);
+  for (int k = 0; k < kVec; k += 4) Vec<float>{}.Store(zeros + k);
 }
 
-// dq = scale dq_sum, into dqkv.
+// dq = scale dq_sum (B,T,C), into dqkv.
 template <typename T, int kHS>
 __global__ void __launch_bounds__(kPointwise)
     RoundDq(Shape shape, unsigned blocks, float scale, const float* dq_sum, T* dqkv) {
@@ -57,22 +59,24 @@ __global__ void __launch_bounds__(kPointwise)
 
 }  // namespace
 
-inline unsigned PointwiseBlocks(const AttentionSizes& sizes, int vec) {
-  return static_cast<unsigned>(CeilDiv(sizes.T * sizes.NH * sizes.HS, vec * kPointwise));
+// For `rows` rows of a sequence.
+inline unsigned PointwiseBlocks(const AttentionSizes& sizes, int64_t rows, int vec) {
+  return static_cast<unsigned>(CeilDiv(rows * sizes.NH * sizes.HS, vec * kPointwise));
 }
 
 template <typename T, int kHS>
 Status StartDelta(Stream stream, const AttentionSizes& sizes, const T* out, const T* dout,
                   float* delta, float* dq_sum) {
-  unsigned blocks = PointwiseBlocks(sizes, Vec<T>::kSize);
+  int64_t rows = dq_sum ? AttentionDqRows(sizes.T) : sizes.T;
+  unsigned blocks = PointwiseBlocks(sizes, rows, Vec<T>::kSize);
   return Launch(Kernel<Delta<T, kHS>>, sizes.B * blocks, kPointwise, 0, stream, Shape(sizes, 1),
-                blocks, out, dout, delta, dq_sum);
+                blocks, rows, out, dout, delta, dq_sum);
 }
 
 template <typename T, int kHS>
 Status StartRoundDq(Stream stream, const AttentionSizes& sizes, float scale, const float* dq_sum,
                     T* dqkv) {
-  unsigned blocks = PointwiseBlocks(sizes, Vec<T>::kSize);
+  unsigned blocks = PointwiseBlocks(sizes, sizes.T, Vec<T>::kSize);
   return Launch(Kernel<RoundDq<T, kHS>>, sizes.B * blocks, kPointwise, 0, stream, Shape(sizes, 1),
                 blocks, scale, dq_sum, dqkv);
 }

@@ -192,6 +192,13 @@ __device__ inline void StoreWait() {
   asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
+// sum[i] += what is the i-th of four, in global memory, aligned to 16 bytes.
+__device__ inline void AtomicAdd4(float* sum, float x, float y, float z, float w) {
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(sum), "f"(x), "f"(y), "f"(z),
+               "f"(w)
+               : "memory");
+}
+
 // ---- Products. They are asynchronous: from ProductFence to ProductWait the registers and the
 // ---- tiles of a product belong to it.
 

@@ -110,8 +110,12 @@ struct AttentionSizes {
 Status AttentionForward(Stream stream, Type type, AttentionSizes sizes, const void* qkv, void* out,
                         float* lse);
 
-// dqkv (B,T,3C). Scratch: delta (B,NH,T); dq_sum (B,T,C), used only where not `deterministic` and
-// not float32. Not deterministic: dq is a sum in the order in which blocks come to it.
+// Rows of a sequence in backward's dq_sum: whole tiles.
+constexpr int64_t AttentionDqRows(int64_t T) { return (T + 63) / 64 * 64; }
+
+// dqkv (B,T,3C). Scratch: delta (B,NH,T); dq_sum (B,AttentionDqRows(T),C), used only where not
+// `deterministic` and not float32. Not deterministic: dq is a sum in the order in which blocks come
+// to it.
 Status AttentionBackward(Stream stream, Type type, AttentionSizes sizes, bool deterministic,
                          const void* out, const float* lse, const void* dout, const void* qkv,
                          void* dqkv, float* delta, float* dq_sum);

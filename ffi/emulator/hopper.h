@@ -151,6 +151,11 @@ inline void StoreBox(const TensorMap& map, const void* tile, int x, int y, int z
 inline void StoreCommit() { emulator::thread->stores.Commit(); }
 inline void StoreWait() { emulator::thread->stores.Wait(0); }
 
+inline void AtomicAdd4(float* sum, float x, float y, float z, float w) {
+  if (reinterpret_cast<uintptr_t>(sum) % 16) emulator::Fail("an address that is not aligned");
+  for (float more : {x, y, z, w}) *sum++ += more;
+}
+
 // ---- Products.
 
 // An accumulator from the first product that adds to it until the last is done; its registers are

@@ -24,7 +24,8 @@ void TestCase(AttentionSizes sizes) {
     Expect(name + " lse", lse, want.lse, 1e-4);
     for (bool deterministic : {false, true}) {
       Buffer<T> dqkv(rows * 3 * C);
-      Buffer<float> delta(rows * sizes.NH), dq_sum(deterministic ? 0 : rows * C);
+      Buffer<float> delta(rows * sizes.NH);
+      Buffer<float> dq_sum(deterministic ? 0 : sizes.B * AttentionDqRows(sizes.T) * C);
       Expect(name, AttentionBackward(nullptr, kType<T>, sizes, deterministic, out.data(),
                                      lse.data(), dout.data(), qkv.data(), dqkv.data(),
                                      delta.data(), dq_sum.data()));

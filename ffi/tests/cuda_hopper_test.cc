@@ -207,7 +207,7 @@ void TestAttention(AttentionSizes sizes) {
     Expect(name + " lse", lse, want.lse, 1e-4);
     if (sizes.HS != 64) return;
     Buffer<T> dqkv(rows * 3 * C);
-    Buffer<float> delta(rows * sizes.NH), dq_sum(rows * C);
+    Buffer<float> delta(rows * sizes.NH), dq_sum(sizes.B * AttentionDqRows(sizes.T) * C);
     Expect(name, AttentionBackwardHopper(nullptr, kType<T>, sizes, out.data(), lse.data(),
                                          dout.data(), qkv.data(), dqkv.data(), delta.data(),
                                          dq_sum.data()));
@@ -225,6 +225,8 @@ void TestHopper() {
   TestCopies();
   TestAttention<bf16>({1, 1, 2, 64});
   TestAttention<f16>({1, 64, 1, 64});
+  TestAttention<bf16>({2, 63, 3, 64});
+  TestAttention<f16>({3, 65, 2, 64});
   TestAttention<bf16>({2, 130, 1, 64});
   TestAttention<bf16>({1, 200, 2, 64});
   TestAttention<bf16>({1, 130, 1, 128});

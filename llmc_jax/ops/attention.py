@@ -95,6 +95,7 @@ def native_forward(qkv, *, NH):
 
 
 CUDA_HEAD_SIZES = (64, 128)  # in bfloat16 and float16; in float32 all up to 128
+CUDA_DQ_ROWS = 64  # dq_sum has a multiple of these (AttentionDqRows in ffi/cuda/kernels.h)
 
 
 def cuda(deterministic: bool) -> Op:
@@ -109,7 +110,7 @@ def cuda(deterministic: bool) -> Op:
     def backward(saved, dout, qkv, *, NH):
         B, T, C = dout.shape
         sums = not deterministic and qkv.dtype != jnp.float32
-        dq_sum = (B if sums else 0, T, C)
+        dq_sum = (B if sums else 0, T + -T % CUDA_DQ_ROWS, C)
         scratch = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (saved.lse.shape, dq_sum))
         dqkv, *_ = run_kernel(
             "llmc_cuda_attention_backward",
