@@ -21,6 +21,8 @@
 // of the rest; a core does not overlap the two by itself.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/gemm.h"
 
 namespace llmc::LLMC_ISA {
@@ -41,7 +43,8 @@ inline Int LaneNumbers() {
 // One head: pointers are to its first element of a tensor, rows are 3C or C apart.
 template <typename T>
 struct Attention {
-  using P = typename PanelsOf<T>::Type;
+  // Floats are multiplied as they are, with AMX too: att and dscores have no parts yet.
+  using P = std::conditional_t<sizeof(T) == sizeof(float), FloatPanels, HalfPanels>;
   using Form = typename P::Form;
   static constexpr int64_t kMR = P::kMR, kNR = P::kNR, kPer = Form::kPer;
   static constexpr int kNV = kNR / kLanes;

@@ -155,9 +155,19 @@ class Behind {
   bool whole_ = false;
 };
 
+// Elements along K of so many steps, and the other way round.
+template <typename P>
+int64_t ElementsOf(int64_t steps) {
+  return steps / P::kUnit * P::kDepth;
+}
+template <typename P>
+int64_t StepsOf(int64_t K) {
+  return CeilDiv(K, P::kDepth) * P::kUnit;
+}
+
 // A side that is packed whole, by all threads, for a product of `steps`:
 // [block of block_steps steps][panel of kRows rows][...].
-template <int kPer, int kRows>
+template <typename P, int kRows>
 class PackedSide {
  public:
   template <typename Side>
@@ -167,7 +177,7 @@ class PackedSide {
     ParallelFor(threads, groups * CeilDiv(steps, block_steps), [&](int64_t task) {
       const int64_t y = task % groups * kGroup, s = task / groups * block_steps;
       const int64_t count = Min(kGroup, side.rows - y), some = Min(block_steps, steps - s);
-      side.Pack(y, s * kPer, count, K, some, Panel(y, s, some));
+      side.Pack(y, ElementsOf<P>(s), count, K, some, Panel(y, s, some));
     });
   }
 
@@ -207,8 +217,8 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
     if constexpr (stream_b) return b; else return a;
   }();
   constexpr int kKept = stream_b ? P::kMR : P::kNR, kStreamed = stream_b ? P::kNR : P::kMR;
-  constexpr int kPer = P::Form::kPer, kTile = P::kMR * P::kNR;
-  const int64_t steps = RoundUp(CeilDiv(K, kPer), P::kUnit);
+  constexpr int kTile = P::kMR * P::kNR;
+  const int64_t steps = StepsOf<P>(K);
   const int64_t most_steps = P::kTiles ? kTileSteps : kBlockSteps;
   const int64_t block_steps = RoundUp(CeilDiv(steps, CeilDiv(steps, most_steps)), P::kUnit);
   const bool one_block = block_steps >= steps;  // a tile is finished at once: two will do
@@ -220,7 +230,7 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
   // not depend on where a row of A is.
   const int64_t together = P::kTiles && !stream_b ? kTogether * kKept : kKept;
 
-  const PackedSide<kPer, kKept> packed(threads, kept, K, steps, block_steps);
+  const PackedSide<P, kKept> packed(threads, kept, K, steps, block_steps);
   ParallelFor(threads, CeilDiv(streamed.rows, streamed_block), [&](int64_t task) {
     [[maybe_unused]] typename P::Scope scope;
     const int64_t x0 = task * streamed_block, xs = Min(streamed_block, streamed.rows - x0);
@@ -238,15 +248,15 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
         const int64_t ys = Min(kept_block, kept.rows - y0), some = Min(block_steps, steps - s);
         const bool pack = y0 == 0 || !whole, more = s + some < steps;
         uint32_t* block = words + (whole ? s * x_panels * kStreamed : 0);
-        if (pack) streamed.Pack(x0, s * kPer, xs, K, some, block);
+        if (pack) streamed.Pack(x0, ElementsOf<P>(s), xs, K, some, block);
         // next come the block behind this one, the first one again, or the first of the task this
         // thread will get
         const bool same = more || (!whole && y0 + kept_block < kept.rows);
         const int64_t x_next = same ? x0 : x0 + streamed_block * threads.count();
-        const int64_t k_next = more ? (s + some) * kPer : 0;
+        const int64_t k_next = more ? ElementsOf<P>(s + some) : 0;
         [[maybe_unused]] Fetcher fetcher(
             streamed.m.From(x_next, k_next), pack ? Min(streamed_block, streamed.rows - x_next) : 0,
-            Min(K - k_next, block_steps * kPer), x_panels * CeilDiv(ys, kKept));
+            Min(K - k_next, ElementsOf<P>(block_steps)), x_panels * CeilDiv(ys, kKept));
         ForPanels<kStreamed, kKept>(xs, ys, together, [&](int64_t x, int64_t y) {
           const uint32_t *kept_panel = packed.Panel(y0 + y, s, some), *panel = block + x * some;
           const uint32_t *a_panel = stream_b ? kept_panel : panel,
@@ -258,7 +268,8 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
           if (!more) prepare(tile);
           if constexpr (P::kTiles) {
             // each panel that is streamed fetches its share of a kept one that is soon needed
-            const int64_t times = some / P::kUnit, share = CeilDiv(kKept * some, x_panels * times);
+            const int64_t times = some / P::kUnit * P::kTurns;
+            const int64_t share = CeilDiv(kKept * some, x_panels * times);
             const uint32_t* soon = kept_panel + together * some + x / kStreamed * share * times;
             const float* next_c = c + (at + (stream_b ? 1 : x_panels)) * kTile;
             Ahead kept_ahead{soon, CeilDiv(share, 16)};

@@ -165,6 +165,33 @@ void TestMatmul(Driver& driver, int64_t N, int64_t C, int64_t OC, bool nan = fal
   });
 }
 
+// Floats of all 24 bits and many sizes, multiplied with an identity from either side, are the same
+// floats: none of their bits is lost where they are multiplied in parts.
+void TestExactProducts(Driver& driver, int64_t C) {
+  auto numbers = Random().Numbers<float>(C * C);
+  for (int64_t i = 0; i < C * C; ++i) numbers[i] = std::ldexp(numbers[i], i % 61 - 30);
+  Array<float> identity(C * C), none(C);
+  Matrix same(C, C), transposed(C, C);
+  for (int64_t r = 0; r < C; ++r)
+    for (int64_t c = 0; c < C; ++c) {
+      identity[r * C + c] = r == c;
+      same.data[r * C + c].value = numbers[r * C + c];
+      transposed.data[c * C + r].value = numbers[r * C + c];
+    }
+  std::memset(none.data(), 0, C * sizeof(float));
+
+  driver.OnEach("float", "exact", {{"C", C}}, [&](auto& kernels, const Check& check) {
+    Output<float> left(C * C), right(C * C);
+    check.Twice([&](Threads& threads, int call) {
+      auto multiply = On<float, float>(kernels).matmul_forward;
+      multiply(threads, C, C, C, numbers.data(), identity.data(), none.data(), left.data(call));
+      multiply(threads, C, C, C, identity.data(), numbers.data(), none.data(), right.data(call));
+    });
+    check("left", left, same.data);
+    check("right", right, transposed.data);
+  });
+}
+
 template <typename T, typename W>
 void TestMlpForward(Driver& driver, int64_t N, int64_t C, int64_t H, bool nan = false) {
   Random random;
@@ -270,7 +297,8 @@ void TestWeights(Driver& driver) {
   TestMatmul<T, W>(driver, /*N=*/65, /*C=*/48, /*OC=*/144, /*nan=*/true);
   TestMlpForward<T, W>(driver, /*N=*/65, /*C=*/48, /*H=*/192, /*nan=*/true);
   TestMlpBackward<T, W>(driver, /*N=*/65, /*C=*/48, /*H=*/192, /*nan=*/true);
-  // gemm.h's blocks are 256 x 768 of C and 128 along the inner dimension, 1,024 with AMX
+  // gemm.h's blocks are 256 x 768 of C and 128 along the inner dimension, with AMX 1,024, or of
+  // floats a third of that
   TestMatmul<T, W>(driver, /*N=*/300, /*C=*/780, /*OC=*/790);
   TestMatmul<T, W>(driver, /*N=*/1600, /*C=*/7, /*OC=*/33);
   TestMatmul<T, W>(driver, /*N=*/33, /*C=*/513, /*OC=*/17);
@@ -299,6 +327,7 @@ int main() {
   llmc::TestActivations<float>(driver);
   llmc::TestActivations<BF16>(driver);
   llmc::TestWeights<float, float>(driver);
+  for (int64_t C : {48, 65, 700}) llmc::TestExactProducts(driver, C);
   llmc::TestWeights<BF16, BF16>(driver);
   llmc::TestWeights<BF16, float>(driver);
   llmc::TestAttention(driver);
