@@ -89,15 +89,40 @@ struct Side {
   }
 };
 
-// Rows of the streamed operand for each task: few enough for the second-level cache, and so many
-// that all threads get equally many tasks, two or more, where panels allow it.
-inline int64_t StreamedRows(int64_t rows, int64_t panel, int64_t threads, int64_t block) {
-  const int64_t most = block / panel * panel;
-  for (int64_t tasks = RoundUp(Max(CeilDiv(rows, most), 2 * threads), threads);; tasks += threads) {
-    const int64_t each = RoundUp(CeilDiv(rows, tasks), panel);
-    if (each == panel || CeilDiv(rows, each) % threads == 0) return each;
+// The rows of the streamed operand, in one piece for each task: few enough for the second-level
+// cache, and towards the end fewer and fewer, so that no thread waits long for the last one. Equal
+// pieces cost a tenth of a product where one core was slower than the other.
+class Pieces {
+ public:
+  Pieces(int64_t rows, int64_t panel, int64_t threads, int64_t most)
+      : rows_(rows),
+        panel_(panel),
+        most_(most / panel),
+        least_(Max<int64_t>(1, Min(kLeast / panel, rows / panel / (4 * threads)))),
+        share_(threads) {}
+
+  // The longest, which is the first.
+  int64_t Most() const { return End(0); }
+  int64_t End(int64_t begin) const {
+    const int64_t panels = CeilDiv(rows_ - begin, panel_);
+    const int64_t some = Max(least_, Min(most_, CeilDiv(panels, share_)));
+    return Min(rows_, begin + some * panel_);
   }
-}
+  int64_t Begin(int64_t piece) const {
+    int64_t begin = 0;
+    for (; piece > 0 && begin < rows_; --piece) begin = End(begin);
+    return begin;
+  }
+  int64_t Count() const {
+    int64_t count = 0;
+    for (int64_t begin = 0; begin < rows_; begin = End(begin)) ++count;
+    return count;
+  }
+
+ private:
+  static constexpr int64_t kLeast = 128;  // rows, for which all that is kept is read once more
+  const int64_t rows_, panel_, most_, least_, share_;
+};
 
 // Lines of memory that are brought to a cache, `each` at a time.
 class Ahead {
@@ -224,21 +249,20 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
   const bool one_block = block_steps >= steps;  // a tile is finished at once: two will do
   const bool no_blocks = P::kTiles && one_block;
   const int64_t kept_block = no_blocks ? RoundUp(kept.rows, kKept) : kBlockN / kKept * kKept;
-  const int64_t streamed_block = StreamedRows(streamed.rows, kStreamed, threads.count(),
-                                              no_blocks ? kOneBlockM : kBlockM);
+  const Pieces pieces(streamed.rows, kStreamed, threads.count(), no_blocks ? kOneBlockM : kBlockM);
   // Tile registers have the next panel of B for each tile, so that which way a tile is made does
   // not depend on where a row of A is.
   const int64_t together = P::kTiles && !stream_b ? kTogether * kKept : kKept;
 
   const PackedSide<P, kKept> packed(threads, kept, K, steps, block_steps);
-  ParallelFor(threads, CeilDiv(streamed.rows, streamed_block), [&](int64_t task) {
+  ParallelFor(threads, pieces.Count(), [&](int64_t task) {
     [[maybe_unused]] typename P::Scope scope;
-    const int64_t x0 = task * streamed_block, xs = Min(streamed_block, streamed.rows - x0);
+    const int64_t x0 = pieces.Begin(task), xs = pieces.End(x0) - x0;
     const int64_t x_panels = CeilDiv(xs, kStreamed);
     // packed a block of steps at a time, unless it is needed several times and fits the cache
-    const bool whole = kept.rows > kept_block && streamed_block * steps <= kWholeWords;
-    auto* words = Scratch<uint32_t>(
-        Slot::kA, streamed.Words(streamed_block, whole ? steps : block_steps));
+    const bool whole = kept.rows > kept_block && pieces.Most() * steps <= kWholeWords;
+    auto* words = Scratch<uint32_t>(Slot::kA,
+                                    streamed.Words(pieces.Most(), whole ? steps : block_steps));
     auto* c =
         Scratch<float>(Slot::kC, (one_block ? 2 : x_panels * (kept_block / kKept)) * kTile);
     int64_t made = 0;
@@ -252,10 +276,10 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
         // next come the block behind this one, the first one again, or the first of the task this
         // thread will get
         const bool same = more || (!whole && y0 + kept_block < kept.rows);
-        const int64_t x_next = same ? x0 : x0 + streamed_block * threads.count();
+        const int64_t x_next = same ? x0 : pieces.Begin(task + threads.count());
         const int64_t k_next = more ? ElementsOf<P>(s + some) : 0;
         [[maybe_unused]] Fetcher fetcher(
-            streamed.m.From(x_next, k_next), pack ? Min(streamed_block, streamed.rows - x_next) : 0,
+            streamed.m.From(x_next, k_next), pack ? pieces.End(x_next) - x_next : 0,
             Min(K - k_next, ElementsOf<P>(block_steps)), x_panels * CeilDiv(ys, kKept));
         ForPanels<kStreamed, kKept>(xs, ys, together, [&](int64_t x, int64_t y) {
           const uint32_t *kept_panel = packed.Panel(y0 + y, s, some), *panel = block + x * some;
