@@ -6,4 +6,4 @@
 extern "C" int llmc_ffi_api_version() { return XLA_FFI_API_MINOR; }
 
 // Raised, here and in llmc_jax/ffi.py, when a handler's inputs, results or attributes change.
-extern "C" int llmc_interface() { return 4; }
+extern "C" int llmc_interface() { return 5; }

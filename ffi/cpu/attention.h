@@ -47,12 +47,12 @@ struct Attention {
   using P = std::conditional_t<sizeof(T) == sizeof(float), FloatPanels, HalfPanels>;
   using Form = typename P::Form;
   static constexpr int64_t kMR = P::kMR, kNR = P::kNR, kPer = Form::kPer;
+  static constexpr bool kTiles = P::kTiles;
   static constexpr int kNV = kNR / kLanes;
   static constexpr int64_t kBlock = 128 / kNR * kNR;  // keys or queries; 64 and 256 are slower
   static_assert(kMR % (P::kUnit * kPer) == 0 && kNR % kMR == 0);
   // Tile registers read rows of A as they lie in memory, so that dscores are A for dq without a
   // transpose, if keys 2 i and 2 i + 1 are in lane i of two vectors: the mixed order of a panel.
-  static constexpr bool kTiles = P::kTiles;
 
   int64_t T_, C, HS;
   int64_t D = RoundUp(HS, kMR > kLanes ? kMR : kLanes);  // HS in whole panels
@@ -74,13 +74,16 @@ struct Attention {
                                     a + (i + kMR) * a_steps);
   }
 
-  // Asks for the head's part of rows from `begin` to T or `end` to be brought to the second-level
-  // cache: lines so far apart are not foreseen by the processor.
-  template <bool write>
-  void Fetch(const T* data, int64_t stride, int64_t begin, int64_t end) const {
-    for (int64_t t = begin; t < Min(T_, end); ++t)
-      for (int64_t d = 0; d < HS; d += 64 / sizeof(T))
-        __builtin_prefetch(data + t * stride + d, write, 2);
+  // c (M,kNR) = a b over HS; calls meanwhile() for every kMR rows.
+  template <typename Meanwhile>
+  void MultiplyHeads(int64_t M, const uint32_t* a, const uint32_t* b, float* c,
+                     const Meanwhile& meanwhile) const {
+    if constexpr (kTiles)
+      if (steps == 2 * P::kUnit) return P::MultiplyTwoUnits(M, a, b, c, meanwhile);
+    for (int64_t i = 0; i < M; i += kMR) {
+      P::template Micro<false>(steps, a + i * steps, b, c + i * kNR, kNR, a + (i + kMR) * steps);
+      meanwhile();
+    }
   }
 
   // Row r of out = scales * column r of the panel (D,kNR), whose order may be mixed.
@@ -117,16 +120,19 @@ struct Attention {
         P::PackA(rows.From(packed, C), keys, HS, steps, k + packed * steps);
         P::PackA(columns.From(2 * C, packed), HS, keys, Steps(packed), v_d + packed * D / kPer);
       }
+      Soon soon(HS * sizeof(T));
+      const int64_t later = i + kBlock;
       for (int x = 0; x < 3; ++x)
-        Fetch<false>(qkv + x * C, 3 * C, i + kBlock, i + kBlock + kNR);
-      Fetch<true>(out, C, i, i + kNR);
+        soon.Add(qkv + later * 3 * C + x * C, 3 * C, Min(kNR, T_ - later));
+      soon.Add(out + i * C, C, Min(kNR, T_ - i));
+      soon.Spread(CeilDiv(i + kNR, kMR));
       const int64_t queries = Min(kNR, T_ - i);
       P::PackB(rows.From(i, 0), queries, HS, steps, q);
       Vec max[kNV], sum[kNV], inverse[kNV];
       for (int x = 0; x < kNV; ++x) max[x] = Broadcast(-__builtin_inff()), sum[x] = Vec{};
       for (int64_t j = 0; j < i + queries; j += kBlock) {
         const int64_t keys = Min(kBlock, RoundUp(i + queries - j, kMR));
-        Multiply<false>(keys, steps * kPer, k + j * steps, steps, q, scores);
+        MultiplyHeads(keys, k + j * steps, q, scores, [&] { soon.Some(); });
         HideLaterKeys(j - i, keys, scores);
         for (int x = 0; x < kNV; ++x) {
           Vec rescale = Softmax(keys, scores + x * kLanes, &max[x], &sum[x]);
@@ -212,9 +218,8 @@ struct Attention {
       PackKeys(j0, t, b);
       for (int64_t i0 = Max(j0, begin); i0 < (keys ? T_ : end); i0 += kBlock) {
         if (i0 == packed) PackQueries(i0, t, b), packed += kBlock;
-        for (int x = 0; x < 3 && i0 + kBlock >= T_; ++x)
-          Fetch<true>(t.dqkv + x * C, 3 * C, j0, j0 + kBlock);
-        AddBlocks(j0, i0, keys, queries, b);
+        Soon soon = SoonAfter(j0, i0, packed, t);
+        AddBlocks(j0, i0, keys, queries, b, &soon);
       }
       // Later keys do nothing for the queries of this block.
       Vec scales[kNV], ones[kNV];
@@ -229,6 +234,26 @@ struct Attention {
         }
       }
     }
+  }
+
+  // What comes after these blocks: queries to be packed, or the next keys and where the gradients
+  // of these go.
+  Soon SoonAfter(int64_t j0, int64_t i0, int64_t packed, const Tensors& t) const {
+    Soon soon(HS * sizeof(T));
+    const int64_t next = j0 + kBlock, i = i0 + kBlock;
+    if (i == packed) {
+      soon.Add(t.qkv + i * 3 * C, 3 * C, Min(kBlock, T_ - i));
+      soon.Add(t.dout + i * C, C, Min(kBlock, T_ - i));
+      soon.Add(t.out + i * C, C, Min(kBlock, T_ - i));
+    }
+    if (i >= T_) {
+      for (int x = 0; x < 3; ++x)
+        soon.Add(t.dqkv + j0 * 3 * C + x * C, 3 * C, Min(kBlock, T_ - j0));
+      for (int x = 1; x < 3; ++x)
+        soon.Add(t.qkv + next * 3 * C + x * C, 3 * C, Min(kBlock, T_ - next));
+    }
+    soon.Spread(CeilDiv(kBlock, kNR) * CeilDiv(Min(kBlock, T_ - i0), kMR) / (i0 == j0 ? 2 : 1));
+    return soon;
   }
 
   // Packs rows from t along HS; those that T does not have are 0.
@@ -257,8 +282,6 @@ struct Attention {
     const Operand<T> k_d{t.qkv + C + j0 * 3 * C, 1, 3 * C};
     (kTiles ? P::template PackB<T> : P::template PackA<T>)(k_d, HS, Min(kBlock, T_ - j0),
                                                            Steps(j0), b.k_d);
-    for (int x = 1; x < 3; ++x)
-      Fetch<false>(t.qkv + x * C, 3 * C, j0 + kBlock, j0 + 2 * kBlock);
   }
 
   void PackQueries(int64_t i0, const Tensors& t, const Buffers& b) const {
@@ -267,9 +290,6 @@ struct Attention {
     PackT<true>(t.dout, C, i0, b.dout + i0 * steps);
     P::PackA(Operand<T>{t.qkv + i0 * 3 * C, 1, 3 * C}, HS, rows, Steps(i0), b.q_d + at);
     P::PackA(Operand<T>{t.dout + i0 * C, 1, C}, HS, rows, Steps(i0), b.dout_d + at);
-    Fetch<false>(t.qkv, 3 * C, i0 + kBlock, i0 + 2 * kBlock);
-    Fetch<false>(t.dout, C, i0 + kBlock, i0 + 2 * kBlock);
-    Fetch<false>(t.out, C, i0 + kBlock, i0 + 2 * kBlock);
     for (int64_t i = i0; i < Min(padded, i0 + kBlock); i += kLanes) {
       const int64_t some = Max<int64_t>(0, Min<int64_t>(kLanes, T_ - i));
       Store(b.row_sum + i, RowSums(some, t.dout + i * C, t.out + i * C));
@@ -277,9 +297,18 @@ struct Attention {
     }
   }
 
-  // The dot products of rows of x and y, summed in the order in which Micro sums (tile registers
-  // have one of their own): so dscores of the first token, whose weight is 1, are 0, or nearly.
+  // The dot products of rows of x and y, summed in the order in which Micro sums: so dscores of the
+  // first token, whose weight is 1, are 0. With tile registers, which have an order of their own,
+  // nearly.
   Vec RowSums(int64_t rows, const T* x, const T* y) const {
+    if constexpr (kTiles) {
+      Vec sums[kLanes] = {};
+      for (int64_t r = 0; r < rows; ++r)
+        ForVectors(HS, [&](int64_t d, auto some) {
+          sums[r] += LoadUpTo(x + r * C + d, some) * LoadUpTo(y + r * C + d, some);
+        });
+      return SumOfEach(sums);
+    }
     Vec sum{};
     for (int64_t d = 0; d < HS; d += kLanes) {
       Word columns[2][kLanes] = {};
@@ -297,14 +326,15 @@ struct Attention {
   // Adds what the keys from j0 and the queries from i0 are to each other's gradients: dv^T and dk^T
   // of the keys, dq^T (or, with tile registers, dq) of the queries. A panel of keys at a time has
   // att and dscores (queries, kNR) as panels of B.
-  void AddBlocks(int64_t j0, int64_t i0, bool keys, bool queries, const Buffers& b) const {
+  void AddBlocks(int64_t j0, int64_t i0, bool keys, bool queries, const Buffers& b,
+                 Soon* soon) const {
     const int64_t i_end = Min(i0 + kBlock, padded), j_end = Min(j0 + kBlock, padded);
     for (int64_t j = j0; j < j_end; j += kNR) {
       const int64_t i = Max(i0, j), rows = i_end - i, key = (j - j0) * steps;
       for (int64_t r = 0; r < rows; r += kMR) {
-        const uint32_t *q = b.q + (i + r) * steps, *dout = b.dout + (i + r) * steps;
-        P::template Micro<false>(steps, q, b.k + key, b.tile, kNR, dout);
-        P::template Micro<false>(steps, dout, b.v + key, b.tile + kMR * kNR, kNR, q + kMR * steps);
+        const int64_t query = (i + r) * steps;
+        MultiplyHeads(kMR, b.q + query, b.k + key, b.tile, [&] { soon->Some(); });
+        MultiplyHeads(kMR, b.dout + query, b.v + key, b.tile + kMR * kNR, [] {});
         uint32_t* by_query = kTiles ? b.turned + ((i + r - i0) * kBlock + (j - j0) * kMR) / kPer
                                     : b.by_query + r * kNR / kPer;
         Differentiate(i + r, j, b, r / kPer * kNR, by_query);

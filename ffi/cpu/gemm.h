@@ -10,6 +10,7 @@
 #pragma once
 
 #include "cpu/micro.h"
+#include "cpu/prefetch.h"
 #include "cpu/tasks.h"
 
 namespace llmc::LLMC_ISA {
@@ -25,38 +26,13 @@ constexpr int64_t kTogether = 4;  // kept panels of B that follow each other for
 constexpr int64_t kWholeWords = 1 << 17;  // that may be packed of the streamed operand (512 KiB)
 
 // A finished piece of C: rows x columns from (row, column) on; rows of data are ld floats apart,
-// and whole vectors may be read where a row ends in the middle of one.
+// and whole vectors may be read where a row ends in the middle of one. Where two products are made
+// at once, this is of the second and `first` of the first.
 struct Tile {
   int64_t row, column, rows, columns;
   const float* data;
   int64_t ld;
-};
-
-// Fetches a block of an operand into the cache bit by bit, while something else is computed: what
-// PackA reads next lies in memory. (Not with tile registers: for these the second level is full.)
-class Fetcher {
- public:
-  // The block of rows by k at the start of m, in `calls` calls of Some.
-  template <typename T>
-  Fetcher(const Operand<T>& m, int64_t rows, int64_t k, int64_t calls)
-      : next_(reinterpret_cast<const char*>(m.data)) {
-    bool along_k = m.k_stride == 1;
-    stride_ = (along_k ? m.row_stride : m.k_stride) * sizeof(T);
-    lines_ = CeilDiv(Max<int64_t>(0, along_k ? k : rows) * sizeof(T), 64);
-    left_ = Max<int64_t>(0, along_k ? rows : k) * lines_;
-    each_ = CeilDiv(left_, Max<int64_t>(calls, 1));
-  }
-
-  void Some() {
-    for (int64_t i = Min(each_, left_); i > 0; --i, --left_) {
-      __builtin_prefetch(next_ + 64 * line_, 0, 2);
-      if (++line_ == lines_) line_ = 0, next_ += stride_;
-    }
-  }
-
- private:
-  const char* next_;
-  int64_t stride_, lines_, left_, each_, line_ = 0;
+  const float* first = data;
 };
 
 // The default of `prepare`: see Gemm.
@@ -124,21 +100,6 @@ class Pieces {
   const int64_t rows_, panel_, most_, least_, share_;
 };
 
-// Lines of memory that are brought to a cache, `each` at a time.
-class Ahead {
- public:
-  Ahead(const void* begin, int64_t each) : next_(static_cast<const char*>(begin)), each_(each) {}
-
-  template <int kLevel>
-  void Some() {
-    for (int64_t i = 0; i < each_; ++i, next_ += 64) __builtin_prefetch(next_, 0, 4 - kLevel);
-  }
-
- private:
-  const char* next_;
-  const int64_t each_;
-};
-
 // The epilogue of the tile that was made last: it waits until the next one is made by tile
 // registers, and a few rows at a time are done meanwhile.
 template <typename P, typename Epilogue>
@@ -156,7 +117,7 @@ class Behind {
   [[gnu::always_inline]] void Some() {
     if (!whole_) return;
     epilogue_(Tile{tile_.row + done_, tile_.column, kRows, P::kNR, tile_.data + done_ * P::kNR,
-                   P::kNR});
+                   P::kNR, tile_.first + done_ * P::kNR});
     done_ += kRows;
     whole_ = done_ < P::kMR;
   }
@@ -169,7 +130,7 @@ class Behind {
 
   [[gnu::noinline]] void Finish() {
     epilogue_(Tile{tile_.row + done_, tile_.column, tile_.rows - done_, tile_.columns,
-                   tile_.data + done_ * tile_.ld, tile_.ld});
+                   tile_.data + done_ * tile_.ld, tile_.ld, tile_.first + done_ * tile_.ld});
     done_ = tile_.rows;
     whole_ = false;
   }
@@ -278,7 +239,7 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
         const bool same = more || (!whole && y0 + kept_block < kept.rows);
         const int64_t x_next = same ? x0 : pieces.Begin(task + threads.count());
         const int64_t k_next = more ? ElementsOf<P>(s + some) : 0;
-        [[maybe_unused]] Fetcher fetcher(
+        [[maybe_unused]] Soon soon = SoonPacked(
             streamed.m.From(x_next, k_next), pack ? pieces.End(x_next) - x_next : 0,
             Min(K - k_next, ElementsOf<P>(block_steps)), x_panels * CeilDiv(ys, kKept));
         ForPanels<kStreamed, kKept>(xs, ys, together, [&](int64_t x, int64_t y) {
@@ -291,12 +252,10 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
                           Min<int64_t>(P::kNR, b.rows - j), c + at * kTile, P::kNR};
           if (!more) prepare(tile);
           if constexpr (P::kTiles) {
-            // each panel that is streamed fetches its share of a kept one that is soon needed
             const int64_t times = some / P::kUnit * P::kTurns;
-            const int64_t share = CeilDiv(kKept * some, x_panels * times);
-            const uint32_t* soon = kept_panel + together * some + x / kStreamed * share * times;
             const float* next_c = c + (at + (stream_b ? 1 : x_panels)) * kTile;
-            Ahead kept_ahead{soon, CeilDiv(share, 16)};
+            Ahead kept_ahead = ShareOf(kept_panel + together * some, kKept * some, x / kStreamed,
+                                       x_panels, times);
             Ahead c_ahead{next_c, s > 0 ? CeilDiv(kTile / 16, times) : 0};
             auto meanwhile = [&] {
               kept_ahead.Some<2>();
@@ -309,13 +268,60 @@ void Product(Threads& threads, int64_t K, const A& a, const B& b, const Epilogue
             behind.Rest();
             if (!more) behind.Begin(tile);
           } else {
-            fetcher.Some();
+            soon.Some();
             auto micro = s == 0 ? P::template Micro<false> : P::template Micro<true>;
             micro(some, a_panel, b_panel, c + at * kTile, P::kNR, nullptr);
             if (!more) epilogue(tile);
           }
         });
       }
+    behind.Rest();
+    StreamFence();
+  });
+}
+
+// Two products of the same sizes, by tile registers and with K in one block: calls epilogue(tile)
+// for every tile of both. Each b is packed whole; each task streams rows of both a.
+template <typename P, typename A, typename B, typename Epilogue>
+void TwoProducts(Threads& threads, int64_t K, const A (&a)[2], const B (&b)[2],
+                 const Epilogue& epilogue) {
+  constexpr int64_t kTile = P::kMR * P::kNR, kGroup = kTogether * P::kNR;
+  const int64_t steps = StepsOf<P>(K), columns = b[0].rows, times = steps / P::kUnit * P::kTurns;
+  const Pieces pieces(a[0].rows, P::kMR, threads.count(), kBlockM);
+  using Kept = PackedSide<P, P::kNR>;
+  const Kept kept[] = {Kept(threads, b[0], K, steps, steps), Kept(threads, b[1], K, steps, steps)};
+  ParallelFor(threads, pieces.Count(), [&](int64_t task) {
+    [[maybe_unused]] typename P::Scope scope;
+    const int64_t x0 = pieces.Begin(task), xs = pieces.End(x0) - x0;
+    const int64_t words = a[0].Words(pieces.Most(), steps);
+    auto* panels = Scratch<uint32_t>(Slot::kA, 2 * words);
+    for (int which = 0; which < 2; ++which)
+      a[which].Pack(x0, 0, xs, K, steps, panels + which * words);
+    // the first's tiles of a group, and one that the epilogue still reads; the second's in turn
+    constexpr int64_t kSlots = kTogether + 1;
+    auto* c = Scratch<float>(Slot::kC, (kSlots + 2) * kTile);
+    int64_t slot = 0, made = 0;
+    Behind<P, Epilogue> behind(epilogue);
+    for (int64_t y0 = 0; y0 < columns; y0 += kGroup)
+      for (int64_t x = 0; x < xs; x += P::kMR, slot += kTogether)
+        for (int which = 0; which < 2; ++which)
+          for (int64_t y = y0; y < Min(columns, y0 + kGroup); y += P::kNR) {
+            float* first = c + (slot + (y - y0) / P::kNR) % kSlots * kTile;
+            float* tile = which == 0 ? first : c + (kSlots + made++ % 2) * kTile;
+            const uint32_t* kept_panel = kept[which].Panel(y, 0, steps);
+            Ahead kept_ahead = ShareOf(kept_panel + kGroup * steps, P::kNR * steps, x / P::kMR,
+                                       CeilDiv(xs, P::kMR), times);
+            P::template Multiply</*b_passes=*/true>(
+                steps, panels + which * words + x * steps, kept_panel, tile, P::kNR,
+                /*accumulate=*/false, /*backwards=*/y / P::kNR % 2, [&] {
+                  kept_ahead.template Some<2>();
+                  behind.Some();
+                });
+            behind.Rest();
+            if (which == 1)
+              behind.Begin({x0 + x, y, Min<int64_t>(P::kMR, xs - x),
+                            Min<int64_t>(P::kNR, columns - y), tile, P::kNR, first});
+          }
     behind.Rest();
     StreamFence();
   });
@@ -334,6 +340,23 @@ void Gemm(Threads& threads, int64_t M, int64_t N, int64_t K, const Operand<TA>& 
     Product<P, false>(threads, K, side_a, side_b, epilogue, prepare);
   else
     Product<P, true>(threads, K, side_a, side_b, epilogue, prepare);
+}
+
+// Whether TwoGemms makes these: of so many rows that reading b for each task costs little, and of a
+// K that fits one block.
+template <typename T>
+bool TwoAtOnce(int64_t M, int64_t K) {
+  return M >= kBlockM && StepsOf<typename PanelsOf<T>::Type>(K) <= kTileSteps;
+}
+
+// Two of them, where there are tile registers: calls epilogue(tile), which has the tiles of both.
+template <typename T, typename TA, typename TB, typename Epilogue>
+void TwoGemms(Threads& threads, int64_t M, int64_t N, int64_t K, const Operand<TA> (&a)[2],
+              const Operand<TB> (&b)[2], const Epilogue& epilogue) {
+  using P = typename PanelsOf<T>::Type;
+  const Side<TA, P::kMR, P::template PackA<TA>> sides_a[] = {{a[0], M}, {a[1], M}};
+  const Side<TB, P::kNR, P::template PackB<TB>> sides_b[] = {{b[0], N}, {b[1], N}};
+  TwoProducts<P>(threads, K, sides_a, sides_b, epilogue);
 }
 
 }  // namespace llmc::LLMC_ISA

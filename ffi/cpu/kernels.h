@@ -39,8 +39,8 @@ struct WeightKernels {
                       const float* fcb, const W* fcprojw, const float* fcprojb, T* out, T* fch,
                       T* fch_gelu);
   void (*mlp_backward)(Threads&, int64_t N, int64_t C, int64_t H, const T* fch, const T* dout,
-                       const T* inp, const W* fcw, const W* fcprojw, T* dinp, T* dfcw, float* dfcb,
-                       T* dfcprojw, float* dfcprojb, T* fch_gelu, T* dfch);
+                       const T* inp, const W* fcw, const float* fcb, const W* fcprojw, T* dinp,
+                       T* dfcw, float* dfcb, T* dfcprojw, float* dfcprojb, T* fch_gelu, T* dfch);
   void (*logits)(Threads&, int64_t N, int64_t C, int64_t Vp, const T* lnf, const W* wte,
                  float* logits);
   void (*classifier)(Threads&, int64_t N, int64_t C, int64_t V, int64_t Vp, const T* lnf,

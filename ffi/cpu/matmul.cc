@@ -1,4 +1,4 @@
-// Handlers of matmul and mlp: see matmul.h.
+// Handlers of matmul and mlp: see matmul.h and mlp.h.
 #include "cpu/handler.h"
 
 namespace llmc {
@@ -10,9 +10,10 @@ void CheckWeightGradient(Checker& check, const char* name, const Any& dweight, c
   const bool left = dweight.dimensions().size() == 2 && dweight.dimensions()[0] == 0;
   check.Like(name, dweight, inp, {left ? 0 : OC, C});
 }
+// A result that may be left out, being empty.
 template <typename T>
-T* WeightOut(AnyOut& dweight) {
-  return dweight->element_count() ? Out<T>(dweight) : nullptr;
+T* OutOrNull(AnyOut& buffer) {
+  return buffer->element_count() ? Out<T>(buffer) : nullptr;
 }
 
 ffi::Error MatmulForward(ffi::ThreadPool pool, Any inp, Any weight, F32 bias, AnyOut out) {
@@ -45,8 +46,14 @@ ffi::Error MatmulBackward(ffi::ThreadPool pool, Any dout, Any inp, Any weight, F
     using T = decltype(t);
     using W = decltype(w);
     On<T, W>().matmul_backward(threads, B * T_, C, OC, In<T>(dout), In<T>(inp), In<W>(weight),
-                               Out<T>(dinp), WeightOut<T>(dweight), Out(dbias));
+                               Out<T>(dinp), OutOrNull<T>(dweight), Out(dbias));
   });
+}
+
+// Of a tensor that may be left out, being empty.
+template <typename T>
+const T* InOrNull(const Any& buffer) {
+  return buffer.element_count() ? In<T>(buffer) : nullptr;
 }
 
 // The sizes of a call of mlp: inp (B,T,C), fcw (H,C), fcprojw (C,H).
@@ -65,6 +72,12 @@ struct MlpSizes {
     check.Shape("fcprojb", fcprojb, {C});
     check.SameType("fcprojw", fcprojw, fcw);
   }
+
+  // fch is (B,T,H), or (0,T,H) where it is not kept.
+  void CheckFch(Checker& check, const Any& fch, const Any& inp) const {
+    const bool left = fch.dimensions().size() == 3 && fch.dimensions()[0] == 0;
+    check.Like("fch", fch, inp, {left ? 0 : B, T, H});
+  }
 };
 
 ffi::Error MlpForward(ffi::ThreadPool pool, Any inp, Any fcw, F32 fcb, Any fcprojw, F32 fcprojb,
@@ -72,13 +85,13 @@ ffi::Error MlpForward(ffi::ThreadPool pool, Any inp, Any fcw, F32 fcb, Any fcpro
   Checker check("llmc_mlp_forward");
   MlpSizes s(check, inp, fcw, fcb, fcprojw, fcprojb);
   check.Like("out", *out, inp, {s.B, s.T, s.C});
-  check.Like("fch", *fch, inp, {s.B, s.T, s.H});
+  s.CheckFch(check, *fch, inp);
   check.Like("fch_gelu", *fch_gelu, inp, {s.B, s.T, s.H});
   return RunOn(check, pool, inp.element_type(), fcw, [&](Threads& threads, auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
     On<T, W>().mlp_forward(threads, s.B * s.T, s.C, s.H, In<T>(inp), In<W>(fcw), fcb.typed_data(),
-                           In<W>(fcprojw), fcprojb.typed_data(), Out<T>(out), Out<T>(fch),
+                           In<W>(fcprojw), fcprojb.typed_data(), Out<T>(out), OutOrNull<T>(fch),
                            Out<T>(fch_gelu));
   });
 }
@@ -88,7 +101,7 @@ ffi::Error MlpBackward(ffi::ThreadPool pool, Any fch, Any dout, Any inp, Any fcw
                        AnyOut dfcprojw, F32Out dfcprojb, AnyOut fch_gelu, AnyOut dfch) {
   Checker check("llmc_mlp_backward");
   MlpSizes s(check, inp, fcw, fcb, fcprojw, fcprojb);
-  check.Like("fch", fch, inp, {s.B, s.T, s.H});
+  s.CheckFch(check, fch, inp);
   check.Like("dout", dout, inp, {s.B, s.T, s.C});
   check.Like("dinp", *dinp, inp, {s.B, s.T, s.C});
   CheckWeightGradient(check, "dfcw", *dfcw, inp, s.H, s.C);
@@ -100,9 +113,10 @@ ffi::Error MlpBackward(ffi::ThreadPool pool, Any fch, Any dout, Any inp, Any fcw
   return RunOn(check, pool, inp.element_type(), fcw, [&](Threads& threads, auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
-    On<T, W>().mlp_backward(threads, s.B * s.T, s.C, s.H, In<T>(fch), In<T>(dout), In<T>(inp),
-                            In<W>(fcw), In<W>(fcprojw), Out<T>(dinp), WeightOut<T>(dfcw), Out(dfcb),
-                            WeightOut<T>(dfcprojw), Out(dfcprojb), Out<T>(fch_gelu), Out<T>(dfch));
+    On<T, W>().mlp_backward(threads, s.B * s.T, s.C, s.H, InOrNull<T>(fch), In<T>(dout),
+                            In<T>(inp), In<W>(fcw), fcb.typed_data(), In<W>(fcprojw), Out<T>(dinp),
+                            OutOrNull<T>(dfcw), Out(dfcb), OutOrNull<T>(dfcprojw), Out(dfcprojb),
+                            Out<T>(fch_gelu), Out<T>(dfch));
   });
 }
 
@@ -136,13 +150,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_mlp_forward, MlpForward,
                                   .Arg<Any>()   // fcprojw (C,H)
                                   .Arg<F32>()   // fcprojb (C)
                                   .Ret<Any>()   // out (B,T,C)
-                                  .Ret<Any>()   // fch (B,T,H)
+                                  .Ret<Any>()   // fch (B,T,H) or (0,T,H)
                                   .Ret<Any>());  // fch_gelu (B,T,H)
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(llmc_mlp_backward, MlpBackward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<Any>()   // fch (B,T,H)
+                                  .Arg<Any>()   // fch (B,T,H) or (0,T,H)
                                   .Arg<Any>()   // dout (B,T,C)
                                   .Arg<Any>()   // inp (B,T,C)
                                   .Arg<Any>()   // fcw (H,C)

@@ -1,9 +1,6 @@
-// matmul and mlp (llmc_jax/ops/matmul.py, mlp.py). The linear layer:
+// matmul (llmc_jax/ops/matmul.py), the linear layer:
 //   out = inp weight^T + bias
 //   dinp = dout weight, dweight = dout^T inp, dbias = sum(dout) over the rows
-// and two of them with a GELU between (Hendrycks & Gimpel 2016, in its tanh form), which is
-// applied to each tile of the first product and differentiated in each tile of the second's
-// backward, where gelu(fch) comes for nothing and so need not have been kept.
 // T is the type of activations and of the weights' gradients, W that of the weights: T, or float,
 // rounded to T as it is packed where the machine makes products in bfloat16, and used as it is
 // where it makes them in float.
@@ -11,7 +8,6 @@
 #pragma once
 
 #include "cpu/few_rows.h"
-#include "cpu/gelu.h"
 
 namespace llmc::LLMC_ISA {
 
@@ -168,45 +164,6 @@ void MatmulBackward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T*
                     const T* inp, const W* weight, T* dinp, T* dweight, float* dbias) {
   BiasGradient(threads, N, OC, dout, dbias);
   MatmulGradients(threads, N, C, OC, dout, inp, weight, dinp, dweight);
-}
-
-// fch (N,H) = inp fcw^T + fcb, fch_gelu (N,H) = gelu(fch), out (N,C) = fch_gelu fcprojw^T + fcprojb
-template <typename T, typename W>
-void MlpForward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* inp, const W* fcw,
-                const float* fcb, const W* fcprojw, const float* fcprojb, T* out, T* fch,
-                T* fch_gelu) {
-  Linear(threads, N, C, H, inp, fcw, [&](const Tile& tile) {
-    StreamTile(tile, H, {fch, fch_gelu}, [&](int64_t, int64_t h, Vec v, auto some) {
-      const Vec rounded = Rounded<T>(v + LoadUpTo(fcb + h, some)), x = GeluDomain(rounded);
-      return Vecs<2>{rounded, x * GeluSigmoid<T>(x)};
-    });
-  });
-  MatmulForward(threads, N, H, C, fch_gelu, fcprojw, fcprojb, out);
-}
-
-// fch_gelu and dfch (N,H) are for use in between; dfch may be fch.
-template <typename T, typename W>
-void MlpBackward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* fch, const T* dout,
-                 const T* inp, const W* fcw, const W* fcprojw, T* dinp, T* dfcw, float* dfcb,
-                 T* dfcprojw, float* dfcprojb, T* fch_gelu, T* dfch) {
-  BiasOfTiles<T> bias(N, H);
-  Gemm<T>(
-      threads, N, H, C, Rows(dout, C), Columns(fcprojw, H),
-      // inlined where it runs between the products of tiles
-      [&](const Tile& tile) __attribute__((always_inline)) {
-        TileOf<T> fch_tile(tile, fch, H);
-        StreamTile(tile, H, {fch_gelu, dfch}, [&](int64_t n, int64_t h, Vec dgelu, auto) {
-          const Vec x = GeluDomain(fch_tile.Get(n, h)), s = GeluSigmoid<T>(x);
-          const Vec d = Rounded<T>(dgelu * GeluSlope(x, s));
-          bias.Add(n, h, d);
-          return Vecs<2>{x * s, d};
-        });
-      },
-      [&](const Tile& tile) { FetchTile(tile, fch, H); });
-  bias.Sum(threads, dfcb);
-  BiasGradient(threads, N, C, dout, dfcprojb);
-  WeightGradient(threads, N, H, C, Columns(dout, C), fch_gelu, dfcprojw);
-  MatmulGradients(threads, N, C, H, dfch, inp, fcw, dinp, dfcw);
 }
 
 }  // namespace llmc::LLMC_ISA

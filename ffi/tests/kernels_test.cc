@@ -250,9 +250,9 @@ void TestMlpBackward(Driver& driver, int64_t N, int64_t C, int64_t H, bool nan =
     Output<float> dfcb(H), dfcprojb(C);
     check.Twice([&](Threads& threads, int call) {
       On<T, W>(kernels).mlp_backward(threads, N, C, H, fch.data(), dout.data(), inp.data(),
-                                     fcw.data(), fcprojw.data(), dinp.data(call), dfcw.data(call),
-                                     dfcb.data(call), dfcprojw.data(call), dfcprojb.data(call),
-                                     fch_gelu.data(call), dfch.data(call));
+                                     fcw.data(), /*fcb=*/nullptr, fcprojw.data(), dinp.data(call),
+                                     dfcw.data(call), dfcb.data(call), dfcprojw.data(call),
+                                     dfcprojb.data(call), fch_gelu.data(call), dfch.data(call));
     });
     Matrix gelu = MatrixOf(fch_gelu, N, H), dh = MatrixOf(dfch, N, H);
     Matrix want_dinp = WithWeights<T, W>(
@@ -264,6 +264,40 @@ void TestMlpBackward(Driver& driver, int64_t N, int64_t C, int64_t H, bool nan =
     check("dfcb", dfcb, RowSum(dh).data);
     check("dfcprojw", dfcprojw, Product(Transposed(dy), Transposed(gelu)).data);
     check("dfcprojb", dfcprojb, RowSum(dy).data);
+  });
+}
+
+// That fch which is not kept changes nothing: the first call of each kernel has it.
+template <typename T, typename W>
+void TestMlpWithoutFch(Driver& driver, int64_t N, int64_t C, int64_t H) {
+  Random random;
+  auto inp = random.Numbers<T>(N * C), dout = random.Numbers<T>(N * C);
+  auto fcw = random.Numbers<W>(H * C), fcprojw = random.Numbers<W>(C * H);
+  auto fcb = random.Numbers<float>(H), fcprojb = random.Numbers<float>(C);
+  Shape shape{{"N", N}, {"C", C}, {"H", H}};
+  driver.OnEach(Types<T, W>(), "mlp without fch", shape, [&](auto& kernels, const Check& check) {
+    Output<T> out(N * C), fch_gelu(N * H), again(N * H), dfch(N * H), dinp(N * C), dfcw(H * C);
+    Output<T> dfcprojw(C * H);
+    Output<float> dfcb(H), dfcprojb(C);
+    Array<T> fch(N * H);
+    check.Twice([&](Threads& threads, int call) {
+      T* kept = call == 0 ? fch.data() : nullptr;
+      On<T, W>(kernels).mlp_forward(threads, N, C, H, inp.data(), fcw.data(), fcb.data(),
+                                    fcprojw.data(), fcprojb.data(), out.data(call), kept,
+                                    fch_gelu.data(call));
+      On<T, W>(kernels).mlp_backward(threads, N, C, H, kept, dout.data(), inp.data(), fcw.data(),
+                                     fcb.data(), fcprojw.data(), dinp.data(call), dfcw.data(call),
+                                     dfcb.data(call), dfcprojw.data(call), dfcprojb.data(call),
+                                     again.data(call), dfch.data(call));
+    });
+    auto same = [&](const char* name, const auto& output) {
+      std::vector<Want> want;
+      for (int64_t i = 0; i < output.size(); ++i) want.push_back({Value(output.data()[i]), 0});
+      check(name, output, want);
+    };
+    same("out", out), same("fch_gelu", fch_gelu), same("fch_gelu again", again);
+    same("dfch", dfch), same("dinp", dinp), same("dfcw", dfcw), same("dfcb", dfcb);
+    same("dfcprojw", dfcprojw), same("dfcprojb", dfcprojb);
   });
 }
 
@@ -297,6 +331,10 @@ void TestWeights(Driver& driver) {
   TestMatmul<T, W>(driver, /*N=*/65, /*C=*/48, /*OC=*/144, /*nan=*/true);
   TestMlpForward<T, W>(driver, /*N=*/65, /*C=*/48, /*H=*/192, /*nan=*/true);
   TestMlpBackward<T, W>(driver, /*N=*/65, /*C=*/48, /*H=*/192, /*nan=*/true);
+  TestMlpWithoutFch<T, W>(driver, /*N=*/65, /*C=*/48, /*H=*/192);
+  TestMlpWithoutFch<T, W>(driver, /*N=*/7, /*C=*/12, /*H=*/51);
+  for (int64_t H : {140, 180})  // made with dfch_gelu
+    TestMlpWithoutFch<T, W>(driver, /*N=*/401, /*C=*/100, H);
   // gemm.h's blocks are 256 x 768 of C and 128 along the inner dimension, with AMX 1,024, or of
   // floats a third of that
   TestMatmul<T, W>(driver, /*N=*/300, /*C=*/780, /*OC=*/790);

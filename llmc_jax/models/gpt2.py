@@ -18,6 +18,7 @@ from llmc_jax.ops import Ops, attention, classifier, layernorm, mlp
 from llmc_jax.ops.op import after
 
 EPS = 1e-5  # of every layernorm
+DROPS_FCH = 3  # the level of --recompute from which on fch is not kept, the largest of tensors
 
 
 class Block(NamedTuple):
@@ -153,15 +154,20 @@ def layernorm_of(ops: Ops, stream: Stream, weight, bias):
     return *added, saved
 
 
-def block_forward(ops: Ops, p: Block, stream: Stream, *, NH, att: attention.Saved | None = None):
-    """One layer. Returns (the Stream behind it, BlockActs); att: what attention kept before."""
+def block_forward(
+    ops: Ops, p: Block, stream: Stream, *, NH, att: attention.Saved | None = None, keep_fch=True
+):
+    """One layer. Returns (the Stream behind it, BlockActs).
+
+    att: what attention kept before. keep_fch: whether backward will find fch in BlockActs.
+    """
     residual1, ln1, ln1_stats = layernorm_of(ops, stream, p.ln1w, p.ln1b)
     qkv, _ = ops.matmul.forward(ln1, p.qkvw, p.qkvb)
     atty, att = (att.out, att) if att else ops.attention.forward(qkv, NH=NH)
     attproj, _ = ops.matmul.forward(atty, p.attprojw, p.attprojb)
     residual2, ln2, ln2_stats = layernorm_of(ops, Stream(residual1, attproj), p.ln2w, p.ln2b)
-    fcproj, fch = ops.mlp.forward(ln2, p.fcw, p.fcb, p.fcprojw, p.fcprojb)
-    acts = BlockActs(residual1, ln1, ln1_stats, qkv, att, residual2, ln2, ln2_stats, fch)
+    fcproj, hidden = ops.mlp.forward(ln2, p.fcw, p.fcb, p.fcprojw, p.fcprojb, keep=keep_fch)
+    acts = BlockActs(residual1, ln1, ln1_stats, qkv, att, residual2, ln2, ln2_stats, hidden)
     return Stream(residual2, fcproj), acts
 
 
@@ -197,7 +203,7 @@ def drop(a: BlockActs, recompute: int) -> BlockActs:
         a = a._replace(mlp=a.mlp._replace(fch_gelu=None))
     if recompute >= 2:
         a = a._replace(ln1=None, ln2=None)
-    if recompute >= 3:
+    if recompute >= DROPS_FCH:
         a = a._replace(mlp=a.mlp._replace(fch=None))
     if recompute >= 4:
         a = a._replace(ln1_stats=None, qkv=None, residual2=None, ln2_stats=None)
@@ -247,12 +253,12 @@ def trunk(
     Returns (the Stream there, a BlockActs a layer); unused ones cost nothing once compiled.
     """
     encoded, _ = ops.encoder.forward(inputs, params.wte, params.wpe, dtype=dtype)
-    stream = Stream(encoded, None)
+    stream, keep_fch = Stream(encoded, None), recompute < DROPS_FCH
     acts = []
     for layer, p in enumerate(params.block):
         with jax.named_scope(f"block{layer}"):
             p = fetch(p, stream.newest)
-            stream, a = block_forward(ops, p, stream, NH=cfg.NH)
+            stream, a = block_forward(ops, p, stream, NH=cfg.NH, keep_fch=keep_fch)
         acts.append(drop(a, recompute))
     return stream, tuple(acts)
 
@@ -278,6 +284,8 @@ def forward(
     layer, when the array `now` has been computed.
     Returns (losses (B,T) float32, Acts). Reference: llm.c gpt2_forward.
     """
+    if dlosses is None:
+        recompute = DROPS_FCH
     options = dict(recompute=recompute, dtype=dtype, fetch=fetch)
     stream, block_acts = trunk(ops, params, inputs, cfg=cfg, **options)
     residual3, lnf, lnf_stats = layernorm_of(ops, stream, params.lnfw, params.lnfb)
@@ -325,7 +333,7 @@ def backward(
 
 def logits(ops: Ops, params: Params, inputs, *, cfg: ModelConfig):
     """Logits of every position; inputs (B,T) int32, result (B,T,V) float32."""
-    stream, _ = trunk(ops, params, inputs, cfg=cfg)
+    stream, _ = trunk(ops, params, inputs, cfg=cfg, recompute=DROPS_FCH)
     return head(ops, params, stream, cfg).reshape(*inputs.shape, cfg.V)
 
 

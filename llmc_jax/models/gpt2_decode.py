@@ -31,7 +31,7 @@ def prefill(ops: Ops, params: Params, inputs, lengths, *, cfg: ModelConfig, S: i
     inputs (B,T) int32, T at most S; lengths (B,) int32, from 1 to T: what is behind them is
     padding. Returns (logits (B,V) float32 after the last token of each text, a Cache a layer).
     """
-    stream, acts = gpt2.trunk(ops, params, inputs, cfg=cfg)
+    stream, acts = gpt2.trunk(ops, params, inputs, cfg=cfg, recompute=gpt2.DROPS_FCH)
     ends = (lengths - 1)[:, None, None]
     last = jax.tree.map(lambda x: jnp.take_along_axis(x, ends, axis=1), stream)
     return gpt2.head(ops, params, last, cfg), tuple(_cache(a.qkv, cfg.NH, S) for a in acts)
@@ -53,7 +53,7 @@ def step(ops: Ops, params: Params, cache: tuple[Cache, ...], tokens, position, *
             return out, Cache(*of_layer)
 
         with_cache = ops._replace(attention=Op(attention, backward=None))
-        stream, acts = gpt2.block_forward(with_cache, p, stream, NH=cfg.NH)
+        stream, acts = gpt2.block_forward(with_cache, p, stream, NH=cfg.NH, keep_fch=False)
         written.append(acts.att)
     return gpt2.head(ops, params, stream, cfg), tuple(written)
 

@@ -27,10 +27,11 @@ class Saved(NamedTuple):
     fch_gelu: Array | None  # (B, T, 4C)
 
 
-def forward(inp, fcw, fcb, fcprojw, fcprojb):
+def forward(inp, fcw, fcb, fcprojw, fcprojb, *, keep=True):
     """out = gelu(inp @ fcw.T + fcb) @ fcprojw.T + fcprojb.
 
-    inp, out (B,T,C), fcw (4C,C), fcb (4C,), fcprojw (C,4C), fcprojb (C,).
+    inp, out (B,T,C), fcw (4C,C), fcb (4C,), fcprojw (C,4C), fcprojb (C,). keep: whether what Saved
+    has will be wanted; a kernel need not write it then. (Here XLA sees for itself.)
     """
     fch, _ = matmul.forward(inp, fcw, fcb)
     fch_gelu, _ = gelu.forward(fch)
@@ -56,36 +57,45 @@ def backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
     return dinp, dfcw, dfcb, dfcprojw, dfcprojb
 
 
-def native_forward(inp, fcw, fcb, fcprojw, fcprojb):
+def left_out(hidden):
+    """Shape and dtype of what stands for a tensor of the hidden layer that is not kept."""
+    return jax.ShapeDtypeStruct((0, *hidden.shape[1:]), hidden.dtype)
+
+
+def native_forward(inp, fcw, fcb, fcprojw, fcprojb, *, keep=True):
     """`forward` as a kernel. It needs fch_gelu on the way; backward gets it for nothing."""
-    results = jax.eval_shape(forward, inp, fcw, fcb, fcprojw, fcprojb)
+    out, saved = jax.eval_shape(forward, inp, fcw, fcb, fcprojw, fcprojb)
+    results = (out, saved if keep else saved._replace(fch=left_out(saved.fch)))
     out, saved = run_kernel("llmc_mlp_forward", results, inp, fcw, fcb, fcprojw, fcprojb)
-    return out, Saved(saved.fch, None)
+    return out, Saved(saved.fch if keep else None, None)
 
 
 def native_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb, *, in_factors=False):
     """`backward` as a kernel, with room for fch_gelu and, in the place of fch, dfch.
 
-    in_factors: it leaves dfcw and dfcprojw out.
+    Where fch was not kept, it makes that again, a tile at a time. in_factors: it leaves dfcw and
+    dfcprojw out.
     """
-    fch = saved.fch
-    if fch is None:
-        fch, _ = matmul.IMPLEMENTATIONS["ffi"].forward(inp, fcw, after(fcb, dout))
     inputs = (inp, fcw, fcb, fcprojw, fcprojb)
-    dinp, dfcw, dfcb, dfcprojw, dfcprojb = jax.eval_shape(backward, Saved(fch, None), dout, *inputs)
+    hidden = jax.eval_shape(matmul.forward, inp, fcw, fcb)[0]
+    dinp, dfcw, dfcb, dfcprojw, dfcprojb = jax.eval_shape(backward, saved, dout, *inputs)
     if in_factors:
         dfcw, dfcprojw = matmul.left_out(dfcw), matmul.left_out(dfcprojw)
-    rooms = jax.eval_shape(lambda x: (x, x), fch)  # fch_gelu, dfch
+    rooms = (hidden, hidden)  # fch_gelu, dfch
     results = (dinp, dfcw, dfcb, dfcprojw, dfcprojb, *rooms)
+    if saved.fch is None:
+        fch, aliases = jnp.zeros(left_out(hidden).shape, hidden.dtype), None
+    else:
+        fch, aliases = saved.fch, {0: len(results) - 1}
     dinp, dfcw, dfcb, dfcprojw, dfcprojb, fch_gelu, dfch = run_kernel(
-        "llmc_mlp_backward", results, fch, dout, *inputs, aliases={0: len(results) - 1}
+        "llmc_mlp_backward", results, fch, dout, *inputs, aliases=aliases
     )
     if in_factors:
         dfcw, dfcprojw = Factors(dfch, inp), Factors(dout, fch_gelu)
     return dinp, dfcw, dfcb, dfcprojw, dfcprojb
 
 
-def cuda_forward(inp, fcw, fcb, fcprojw, fcprojb):
+def cuda_forward(inp, fcw, fcb, fcprojw, fcprojb, *, keep=True):
     """`forward` with the GELU in the epilogue of the product before it."""
     fch, _ = matmul.rounded_forward(inp, fcw, fcb)
     fch_gelu = gelu.in_epilogue(fch)

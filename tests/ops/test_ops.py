@@ -222,13 +222,16 @@ def test_losses_without_a_gradient_are_the_losses(implementation, number, dtype)
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("implementation", ["jnp", "ffi"])
-@pytest.mark.parametrize("number", [0, 4])
+@pytest.mark.parametrize("number", [0, 4, 6])  # the last is large enough to make it by the tile
 def test_mlp_computes_again_what_was_not_kept(implementation, number, dtype):
-    forward, backward = map(jax.jit, ops.TABLE["mlp"][implementation][:2])
+    op = ops.TABLE["mlp"][implementation]
+    forward, backward = jax.jit(op.forward, static_argnames="keep"), jax.jit(op.backward)
     inputs, dout = problem("mlp", number, dtype)
-    _, saved = forward(*inputs)
+    out, saved = forward(*inputs)
     wanted = backward(saved, dout, *inputs)
-    for less in (saved._replace(fch_gelu=None), saved._replace(fch=None, fch_gelu=None)):
+    without, nothing = forward(*inputs, keep=False)
+    np.testing.assert_array_equal(without, out)
+    for less in (saved._replace(fch_gelu=None), nothing._replace(fch=None, fch_gelu=None)):
         for grad, same in zip(backward(less, dout, *inputs), wanted, strict=True):
             reference = np.asarray(same, np.float64)
             rounding = float(jnp.finfo(grad.dtype).eps) * np.max(np.abs(reference))
