@@ -18,7 +18,7 @@ from llmc_jax.ops import Ops, attention, classifier, layernorm, mlp
 from llmc_jax.ops.op import after
 
 EPS = 1e-5  # of every layernorm
-DROPS_FCH = 3  # the level of --recompute from which on fch is not kept, the largest of tensors
+DROPS_FCH = 3  # from this --recompute on fch is not kept, the largest of activations
 
 
 class Block(NamedTuple):

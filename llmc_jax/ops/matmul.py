@@ -86,9 +86,9 @@ def native_backward_in_factors(saved, dout, inp, weight, bias):
     return dinp, Factors(dout, inp), dbias
 
 
-def left_out(dweight) -> jax.ShapeDtypeStruct:
-    """The result by which a kernel is told not to make a gradient: one without rows."""
-    return jax.ShapeDtypeStruct((0, dweight.shape[1]), dweight.dtype)
+def left_out(like) -> jax.ShapeDtypeStruct:
+    """What stands for a tensor that a kernel is not to make, or is not given: one without rows."""
+    return jax.ShapeDtypeStruct((0, *like.shape[1:]), like.dtype)
 
 
 def cost(inp, weight, bias) -> tuple[Cost, Cost]:

@@ -57,15 +57,10 @@ def backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb):
     return dinp, dfcw, dfcb, dfcprojw, dfcprojb
 
 
-def left_out(hidden):
-    """Shape and dtype of what stands for a tensor of the hidden layer that is not kept."""
-    return jax.ShapeDtypeStruct((0, *hidden.shape[1:]), hidden.dtype)
-
-
 def native_forward(inp, fcw, fcb, fcprojw, fcprojb, *, keep=True):
     """`forward` as a kernel. It needs fch_gelu on the way; backward gets it for nothing."""
     out, saved = jax.eval_shape(forward, inp, fcw, fcb, fcprojw, fcprojb)
-    results = (out, saved if keep else saved._replace(fch=left_out(saved.fch)))
+    results = (out, saved if keep else saved._replace(fch=matmul.left_out(saved.fch)))
     out, saved = run_kernel("llmc_mlp_forward", results, inp, fcw, fcb, fcprojw, fcprojb)
     return out, Saved(saved.fch if keep else None, None)
 
@@ -84,7 +79,7 @@ def native_backward(saved, dout, inp, fcw, fcb, fcprojw, fcprojb, *, in_factors=
     rooms = (hidden, hidden)  # fch_gelu, dfch
     results = (dinp, dfcw, dfcb, dfcprojw, dfcprojb, *rooms)
     if saved.fch is None:
-        fch, aliases = jnp.zeros(left_out(hidden).shape, hidden.dtype), None
+        fch, aliases = jnp.zeros(matmul.left_out(hidden).shape, hidden.dtype), None
     else:
         fch, aliases = saved.fch, {0: len(results) - 1}
     dinp, dfcw, dfcb, dfcprojw, dfcprojb, fch_gelu, dfch = run_kernel(
