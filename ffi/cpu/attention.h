@@ -47,12 +47,12 @@ struct Attention {
   using P = std::conditional_t<sizeof(T) == sizeof(float), FloatPanels, HalfPanels>;
   using Form = typename P::Form;
   static constexpr int64_t kMR = P::kMR, kNR = P::kNR, kPer = Form::kPer;
-  static constexpr bool kTiles = P::kTiles;
   static constexpr int kNV = kNR / kLanes;
   static constexpr int64_t kBlock = 128 / kNR * kNR;  // keys or queries; 64 and 256 are slower
   static_assert(kMR % (P::kUnit * kPer) == 0 && kNR % kMR == 0);
   // Tile registers read rows of A as they lie in memory, so that dscores are A for dq without a
   // transpose, if keys 2 i and 2 i + 1 are in lane i of two vectors: the mixed order of a panel.
+  static constexpr bool kTiles = P::kTiles;
 
   int64_t T_, C, HS;
   int64_t D = RoundUp(HS, kMR > kLanes ? kMR : kLanes);  // HS in whole panels
@@ -72,18 +72,6 @@ struct Attention {
     for (int64_t i = 0; i < M; i += kMR)
       P::template Micro<accumulate>(K / kPer, a + i * a_steps, b, c + i * kNR, kNR,
                                     a + (i + kMR) * a_steps);
-  }
-
-  // c (M,kNR) = a b over HS; calls meanwhile() for every kMR rows.
-  template <typename Meanwhile>
-  void MultiplyHeads(int64_t M, const uint32_t* a, const uint32_t* b, float* c,
-                     const Meanwhile& meanwhile) const {
-    if constexpr (kTiles)
-      if (steps == 2 * P::kUnit) return P::MultiplyTwoUnits(M, a, b, c, meanwhile);
-    for (int64_t i = 0; i < M; i += kMR) {
-      P::template Micro<false>(steps, a + i * steps, b, c + i * kNR, kNR, a + (i + kMR) * steps);
-      meanwhile();
-    }
   }
 
   // Row r of out = scales * column r of the panel (D,kNR), whose order may be mixed.
@@ -132,7 +120,10 @@ struct Attention {
       for (int x = 0; x < kNV; ++x) max[x] = Broadcast(-__builtin_inff()), sum[x] = Vec{};
       for (int64_t j = 0; j < i + queries; j += kBlock) {
         const int64_t keys = Min(kBlock, RoundUp(i + queries - j, kMR));
-        MultiplyHeads(keys, k + j * steps, q, scores, [&] { soon.Some(); });
+        for (int64_t r = 0; r < keys; r += kMR) {
+          Multiply<false>(kMR, steps * kPer, k + (j + r) * steps, steps, q, scores + r * kNR);
+          soon.Some();
+        }
         HideLaterKeys(j - i, keys, scores);
         for (int x = 0; x < kNV; ++x) {
           Vec rescale = Softmax(keys, scores + x * kLanes, &max[x], &sum[x]);
@@ -332,9 +323,10 @@ struct Attention {
     for (int64_t j = j0; j < j_end; j += kNR) {
       const int64_t i = Max(i0, j), rows = i_end - i, key = (j - j0) * steps;
       for (int64_t r = 0; r < rows; r += kMR) {
-        const int64_t query = (i + r) * steps;
-        MultiplyHeads(kMR, b.q + query, b.k + key, b.tile, [&] { soon->Some(); });
-        MultiplyHeads(kMR, b.dout + query, b.v + key, b.tile + kMR * kNR, [] {});
+        const uint32_t *q = b.q + (i + r) * steps, *dout = b.dout + (i + r) * steps;
+        P::template Micro<false>(steps, q, b.k + key, b.tile, kNR, dout);
+        P::template Micro<false>(steps, dout, b.v + key, b.tile + kMR * kNR, kNR, q + kMR * steps);
+        soon->Some();
         uint32_t* by_query = kTiles ? b.turned + ((i + r - i0) * kBlock + (j - j0) * kMR) / kPer
                                     : b.by_query + r * kNR / kPer;
         Differentiate(i + r, j, b, r / kPer * kNR, by_query);

@@ -26,6 +26,24 @@ inline float* Out(F32Out& buffer) {
   return buffer->typed_data();
 }
 
+// A tensor that may be left out (a gradient that stays in its factors, what is not kept): like
+// `like` and of these sizes, or without rows, and then its memory is null.
+template <typename... Sizes>
+void LikeOrLeftOut(Checker& check, const char* name, const Any& buffer, const Any& like,
+                   int64_t rows, Sizes... sizes) {
+  const auto shape = buffer.dimensions();
+  const bool left = shape.size() == 1 + sizeof...(sizes) && shape[0] == 0;
+  check.Like(name, buffer, like, {left ? 0 : rows, sizes...});
+}
+template <typename T>
+const T* InOrNull(const Any& buffer) {
+  return buffer.element_count() ? In<T>(buffer) : nullptr;
+}
+template <typename T>
+T* OutOrNull(AnyOut& buffer) {
+  return buffer->element_count() ? Out<T>(buffer) : nullptr;
+}
+
 // Runs body(threads) if the call is in order; what it throws becomes an error, not a crash.
 template <typename Body>
 ffi::Error Run(const Checker& check, ffi::ThreadPool& pool, const Body& body) {

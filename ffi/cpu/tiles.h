@@ -128,34 +128,6 @@ struct TilePanels : TileRegisters {
     }
     End(c, ldc);
   }
-
-  // c (M,kNR) = a b where panels have just two units: b stays in its four registers, and a quarter
-  // of all loads remain. meanwhile() is called M / kMR times.
-  template <typename Meanwhile>
-  static void MultiplyTwoUnits(int64_t M, const uint32_t* a, const uint32_t* b, float* c,
-                               const Meanwhile& meanwhile) {
-    constexpr int kUnitWords = kUnit * kMR, kStride = kNR * sizeof(float);
-    __asm__ volatile("" ::: "memory");
-    _tile_loadd(4, b, kStride);
-    _tile_loadd(5, b + 16, kStride);
-    _tile_loadd(6, b + kUnitWords, kStride);
-    _tile_loadd(7, b + kUnitWords + 16, kStride);
-    for (int64_t i = 0; i < M; i += 16, c += 16 * kNR) {
-      const uint32_t* rows = a + i / kMR * 2 * kUnitWords + i % kMR * 16;
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_loadd(2, rows, 64);
-      _tile_dpbf16ps(0, 2, 4);
-      _tile_dpbf16ps(1, 2, 5);
-      _tile_loadd(3, rows + kUnitWords, 64);
-      _tile_dpbf16ps(0, 3, 6);
-      _tile_dpbf16ps(1, 3, 7);
-      _tile_stored(0, c, kStride);
-      _tile_stored(1, c + 16, kStride);
-      if (i % kMR == 0) meanwhile();
-    }
-    __asm__ volatile("" ::: "memory");
-  }
 };
 
 // Panels of floats in parts, for the tile registers: with a = a0 + a1 + a2 and b alike, each part

@@ -285,7 +285,7 @@ def forward(
     Returns (losses (B,T) float32, Acts). Reference: llm.c gpt2_forward.
     """
     if dlosses is None:
-        recompute = DROPS_FCH
+        recompute = DROPS_FCH  # there will be no backward to read it
     options = dict(recompute=recompute, dtype=dtype, fetch=fetch)
     stream, block_acts = trunk(ops, params, inputs, cfg=cfg, **options)
     residual3, lnf, lnf_stats = layernorm_of(ops, stream, params.lnfw, params.lnfb)
