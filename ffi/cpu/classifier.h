@@ -81,13 +81,23 @@ void MeasureFromTargets(Threads& threads, int64_t N, int64_t C, const T* lnf, co
 // A number for each tile of columns and each row, and what those of a row come to.
 template <typename T>
 class PartsOfRows {
+  static constexpr int64_t kColumns = PanelsOf<T>::Type::kNR;
+
  public:
+  // What an epilogue has of it.
+  struct Parts {
+    float* data;
+    int64_t stride;
+
+    float* At(const Tile& tile, int64_t r) const {
+      return data + tile.column / kColumns * stride + tile.row + r;
+    }
+  };
+
   PartsOfRows(int64_t N, int64_t V)
       : tiles_(CeilDiv(V, kColumns)), stride_(RoundUp(N, kLanes)), parts_(tiles_ * stride_) {}
 
-  float* At(const Tile& tile, int64_t r) {
-    return parts_.data() + tile.column / kColumns * stride_ + tile.row + r;
-  }
+  Parts OfTiles() const { return {parts_.data(), stride_}; }
   // result (N) = all parts of each row, merged two at a time, those of 32 tiles first: a long sum of
   // floats would lose digits.
   template <typename Merge>
@@ -106,7 +116,6 @@ class PartsOfRows {
   }
 
  private:
-  static constexpr int64_t kColumns = PanelsOf<T>::Type::kNR;
   const int64_t tiles_, stride_;
   SharedScratch<float> parts_;
 };
@@ -116,21 +125,34 @@ template <typename T, typename W>
 void SumPowers(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t Vp, const T* lnf,
                const W* wte, const int32_t* targets, T* powers, const RowSums& rows) {
   PartsOfRows<T> parts(N, V);
-  Gemm<T>(threads, N, V, C, Rows(lnf, C), Rows(wte, C), [&](const Tile& tile) {
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      const int64_t n = tile.row + r, target = targets[n] - tile.column;
-      const float *logits = tile.data + r * tile.ld, from = rows.from[n];
-      if (0 <= target && target < tile.columns) rows.target[n] = logits[target];
-      Vec sum{};
-      ForVectors(tile.columns, [&](int64_t v, auto some) {
-        Vec power = Summand<T>(Load(logits + v) - from);
-        for (int64_t lane = some; lane < kLanes; ++lane) power[lane] = 0;
-        sum += power;
-        if (powers) StreamUpTo(powers + n * Vp + tile.column + v, power, some);
-      });
-      *parts.At(tile, r) = Sum(sum);
-    }
-  });
+  const auto part = parts.OfTiles();
+  const auto sum_with = [&](const auto& take) {
+    Gemm<T>(threads, N, V, C, Rows(lnf, C), Rows(wte, C),
+            [=](const Tile& tile) __attribute__((always_inline)) {
+              for (int64_t r = 0; r < tile.rows; ++r) {
+                const int64_t n = tile.row + r, target = targets[n] - tile.column;
+                const float *logits = tile.data + r * tile.ld, from = rows.from[n];
+                if (0 <= target && target < tile.columns) rows.target[n] = logits[target];
+                Vec sum{};
+                take(Tile{n, tile.column, 1, tile.columns, logits, tile.ld},
+                     [&](int64_t, int64_t, Vec z, auto some) __attribute__((always_inline)) {
+                       Vec power = Summand<T>(z - from);
+                       for (int64_t lane = some; lane < kLanes; ++lane) power[lane] = 0;
+                       sum += power;
+                       return Vecs<1>{power};
+                     });
+                *part.At(tile, r) = Sum(sum);
+              }
+            });
+  };
+  if (powers)
+    sum_with([=](const Tile& row, const auto& power) __attribute__((always_inline)) {
+      StreamTile(row, Vp, {powers}, power);
+    });
+  else
+    sum_with([](const Tile& row, const auto& power) __attribute__((always_inline)) {
+      ForTile(row, power);
+    });
   parts.Merged(threads, N, [](Vec a, Vec b) { return a + b; }, rows.total);
 }
 
@@ -139,9 +161,10 @@ template <typename T, typename W>
 void MeasureFromLargest(Threads& threads, int64_t N, int64_t C, int64_t V, const T* lnf,
                         const W* wte, const RowSums& rows) {
   PartsOfRows<T> parts(N, V);
-  Gemm<T>(threads, N, V, C, Rows(lnf, C), Rows(wte, C), [&](const Tile& tile) {
+  const auto part = parts.OfTiles();
+  Gemm<T>(threads, N, V, C, Rows(lnf, C), Rows(wte, C), [=](const Tile& tile) {
     for (int64_t r = 0; r < tile.rows; ++r)
-      *parts.At(tile, r) = LargestOf(tile.data + r * tile.ld, tile.columns);
+      *part.At(tile, r) = LargestOf(tile.data + r * tile.ld, tile.columns);
   });
   parts.Merged(threads, N, MaxOf, rows.from);
 }
@@ -206,7 +229,7 @@ void ClassifierInputGradient(Threads& threads, int64_t N, int64_t C, int64_t Vp,
     const int64_t piece = Min(kClassifierPiece, Vp - v0);
     Gemm<T>(
         threads, N, C, piece, Rows(parts.powers + v0, Vp), Columns(wte + v0 * C, C),
-        [&](const Tile& tile) {
+        [=](const Tile& tile) {
           ForTile(tile, [&](int64_t n, int64_t c, Vec v, auto some) {
             if (v0) v += LoadUpTo(sum + n * C + c, some);
             if (v0 + piece < Vp) return StoreUpTo(sum + n * C + c, v, some);
@@ -229,7 +252,7 @@ void ClassifierWeightGradient(Threads& threads, int64_t N, int64_t C, int64_t Vp
   if (!accumulate) return WeightGradient(threads, N, C, Vp, powers_t, parts.scaled, dwte);
   Gemm<T>(
       threads, Vp, C, N, powers_t, Columns<T>(parts.scaled, C),
-      [&](const Tile& tile) {
+      [=](const Tile& tile) {
         TileOf<float, typename PanelsOf<T>::Type> before(tile, dwte, C);
         ForTile(tile, [&](int64_t v, int64_t c, Vec gradient, auto some) {
           StreamUpTo(dwte + v * C + c, before.Get(v, c) + gradient, some);

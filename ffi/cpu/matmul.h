@@ -106,24 +106,33 @@ void BiasGradient(Threads& threads, int64_t N, int64_t OC, const T* dout, float*
 // its columns, then over the tiles.
 template <typename T>
 class BiasOfTiles {
+  static constexpr int64_t kRows = PanelsOf<T>::Type::kMR;
+
  public:
+  // What an epilogue has of it.
+  struct Sums {
+    float* partial;
+    int64_t padded;
+
+    // Adds a vector of row `row` of dout, at `column`. Rows of a tile come in their order.
+    [[gnu::always_inline]] void Add(int64_t row, int64_t column, Vec v) const {
+      float* sum = partial + row / kRows * padded + column;
+      Store(sum, row % kRows ? Load(sum) + v : v);
+    }
+  };
+
   BiasOfTiles(int64_t N, int64_t OC)
       : OC_(OC),
         padded_(RoundUp(OC, kLanes)),
         blocks_(CeilDiv(N, kRows)),
         partial_(blocks_ * padded_) {}
 
-  // Adds a vector of row `row` of dout, at `column`. Rows of a tile come in their order.
-  [[gnu::always_inline]] void Add(int64_t row, int64_t column, Vec v) {
-    float* sum = partial_.data() + row / kRows * padded_ + column;
-    Store(sum, row % kRows ? Load(sum) + v : v);
-  }
+  Sums OfTiles() const { return {partial_.data(), padded_}; }
   void Sum(Threads& threads, float* dbias) const {
     SumPartial(threads, partial_.data(), blocks_, padded_, OC_, dbias);
   }
 
  private:
-  static constexpr int64_t kRows = PanelsOf<T>::Type::kMR;
   const int64_t OC_, padded_, blocks_;
   SharedScratch<float> partial_;
 };
@@ -131,8 +140,8 @@ class BiasOfTiles {
 template <typename T, typename W>
 void MatmulForward(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* inp,
                    const W* weight, const float* bias, T* out) {
-  Linear(threads, N, C, OC, inp, weight, [&](const Tile& tile) {
-    StreamTile(tile, OC, {out}, [&](int64_t, int64_t oc, Vec v, auto some) {
+  Linear(threads, N, C, OC, inp, weight, [=](const Tile& tile) {
+    StreamTile(tile, OC, {out}, [=](int64_t, int64_t oc, Vec v, auto some) {
       return Vecs<1>{v + LoadUpTo(bias + oc, some)};
     });
   });
@@ -144,7 +153,7 @@ template <typename T, typename G>
 void WeightGradient(Threads& threads, int64_t N, int64_t C, int64_t OC, const Operand<T>& dout_t,
                     const T* inp, G* dweight) {
   if (!dweight) return;
-  Gemm<T>(threads, OC, C, N, dout_t, Columns(inp, C), [&](const Tile& tile) {
+  Gemm<T>(threads, OC, C, N, dout_t, Columns(inp, C), [=](const Tile& tile) {
     StreamTile(tile, C, {dweight}, [](int64_t, int64_t, Vec v, auto) { return Vecs<1>{v}; });
   });
 }
@@ -154,7 +163,7 @@ template <typename T, typename W>
 void MatmulGradients(Threads& threads, int64_t N, int64_t C, int64_t OC, const T* dout,
                      const T* inp, const W* weight, T* dinp, T* dweight) {
   WeightGradient(threads, N, C, OC, Columns(dout, OC), inp, dweight);
-  Gemm<T>(threads, N, C, OC, Rows(dout, OC), Columns(weight, C), [&](const Tile& tile) {
+  Gemm<T>(threads, N, C, OC, Rows(dout, OC), Columns(weight, C), [=](const Tile& tile) {
     StreamTile(tile, C, {dinp}, [](int64_t, int64_t, Vec v, auto) { return Vecs<1>{v}; });
   });
 }

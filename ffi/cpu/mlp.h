@@ -22,17 +22,17 @@ template <typename T, typename W>
 void MlpForward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* inp, const W* fcw,
                 const float* fcb, const W* fcprojw, const float* fcprojb, T* out, T* fch,
                 T* fch_gelu) {
-  auto activate = [&](Vec v, int64_t h, auto some) {
+  auto activate = [=](Vec v, int64_t h, auto some) {
     const Vec rounded = Hidden<T>(v, fcb, h, some), x = GeluDomain(rounded);
     return Vecs<2>{rounded, x * GeluSigmoid<T>(x)};
   };
   if (fch)
-    Linear(threads, N, C, H, inp, fcw, [&](const Tile& tile) {
+    Linear(threads, N, C, H, inp, fcw, [=](const Tile& tile) {
       StreamTile(tile, H, {fch, fch_gelu},
                  [&](int64_t, int64_t h, Vec v, auto some) { return activate(v, h, some); });
     });
   else
-    Linear(threads, N, C, H, inp, fcw, [&](const Tile& tile) {
+    Linear(threads, N, C, H, inp, fcw, [=](const Tile& tile) {
       StreamTile(tile, H, {fch_gelu}, [&](int64_t, int64_t h, Vec v, auto some) {
         return Vecs<1>{activate(v, h, some).of[1]};
       });
@@ -44,7 +44,7 @@ void MlpForward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* inp,
 template <typename T>
 struct HiddenGradients {
   T *fch_gelu, *dfch;
-  BiasOfTiles<T>& bias;
+  typename BiasOfTiles<T>::Sums bias;
 
   // From a tile of dfch_gelu, and fch of its elements as fch(row, column, some).
   template <typename Fch>
@@ -65,7 +65,7 @@ void HiddenBackward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* 
   Gemm<T>(
       threads, N, H, C, Rows(dout, C), Columns(fcprojw, H),
       // inlined where it runs between the products of tiles
-      [&](const Tile& tile) __attribute__((always_inline)) {
+      [=](const Tile& tile) __attribute__((always_inline)) {
         TileOf<T> fch_tile(tile, fch, H);
         hidden.Stream(tile, H, [&](int64_t n, int64_t h, auto) { return fch_tile.Get(n, h); });
       },
@@ -82,7 +82,7 @@ void HiddenBackwardAgain(Threads& threads, int64_t N, int64_t C, int64_t H, cons
       const Operand<T> rows[] = {Rows(inp, C), Rows(dout, C)};
       const Operand<W> weights[] = {Rows(fcw, C), Columns(fcprojw, H)};
       return TwoGemms<T>(threads, N, H, C, rows, weights,
-                         [&](const Tile& tile) __attribute__((always_inline)) {
+                         [=](const Tile& tile) __attribute__((always_inline)) {
                            hidden.Stream(tile, H, [&](int64_t n, int64_t h, auto some) {
                              const float* at = tile.first + (n - tile.row) * tile.ld;
                              return Hidden<T>(Load(at + (h - tile.column)), fcb, h, some);
@@ -100,7 +100,7 @@ void MlpBackward(Threads& threads, int64_t N, int64_t C, int64_t H, const T* fch
                  const T* inp, const W* fcw, const float* fcb, const W* fcprojw, T* dinp, T* dfcw,
                  float* dfcb, T* dfcprojw, float* dfcprojb, T* fch_gelu, T* dfch) {
   BiasOfTiles<T> bias(N, H);
-  const HiddenGradients<T> hidden{fch_gelu, dfch, bias};
+  const HiddenGradients<T> hidden{fch_gelu, dfch, bias.OfTiles()};
   if (fch)
     HiddenBackward(threads, N, C, H, fch, dout, fcprojw, hidden);
   else

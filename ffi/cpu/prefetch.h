@@ -12,16 +12,19 @@ constexpr int64_t kLine = 64;  // bytes
 // Lines of memory that are brought to a cache, `each` at a time.
 class Ahead {
  public:
-  Ahead(const void* begin, int64_t each) : next_(static_cast<const char*>(begin)), each_(each) {}
+  Ahead(const void* begin, int64_t each)
+      : next_(static_cast<const char*>(begin)), each_(each * kLine) {}
 
   template <int kLevel>
   void Some() {
-    for (int64_t i = 0; i < each_; ++i, next_ += kLine) __builtin_prefetch(next_, 0, 4 - kLevel);
+    for (int64_t byte = 0; byte < each_; byte += kLine)
+      __builtin_prefetch(next_ + byte, 0, 4 - kLevel);
+    next_ += each_;
   }
 
  private:
   const char* next_;
-  const int64_t each_;
+  const int64_t each_;  // bytes
 };
 
 // Part `part` of `parts` of a panel of so many words, in `times` calls of Some.

@@ -160,7 +160,7 @@ template <typename T>
 void StreamPair(T* p, Vec first, Vec second) {
 #if defined(__AVX512BF16__)
   if constexpr (sizeof(T) == 2) {
-    if (reinterpret_cast<uintptr_t>(p) % 64 == 0) {
+    if (__builtin_expect(reinterpret_cast<uintptr_t>(p) % 64 == 0, 1)) {
       const auto line = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
       return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)line);
     }
