@@ -1,5 +1,6 @@
 """The training step of train.py as a contestant of bench.py."""
 
+import sys
 import time
 
 import jax
@@ -48,9 +49,14 @@ def prepare_step(task: Task, chosen: ops.Ops, mesh):
 
 
 def select_ops(spec: str, model: ModelConfig) -> ops.Ops:
-    """The ops of --programs=spec for a model. Raises BadInput where it names none."""
+    """The ops of --programs=spec for a model. Raises BadInput where it names none; warns where
+    auto has no kernels to take."""
+    platform = jax.default_backend()
+    library = ffi.LIBRARY_OF.get(platform)
+    if "auto" in spec.split(",") and library and not ffi.available(library):
+        print(f"warning: --ops={spec} is jnp here: {ffi.status(platform)}.", file=sys.stderr)
     try:
-        return ops.select(spec, jax.default_backend(), model.HS)[0]
+        return ops.select(spec, platform, model.HS)[0]
     except BadInput as error:
         raise BadInput(
             f"--programs={spec} is neither pytorch nor autodiff, and as --ops it does not work: "

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from llmc_jax import bench, config, machine
+from llmc_jax import bench, bench_step, config, machine
 from llmc_jax.bench import BenchConfig
 from llmc_jax.config import BadInput, ModelConfig
 from llmc_jax.contestant import Contestant, Task
@@ -167,6 +167,17 @@ def test_a_program_that_does_not_exist_is_one_sentence():
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "--programs=foo is neither pytorch nor autodiff" in result.stderr
+
+
+def test_auto_without_kernels_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(bench_step.ffi, "available", lambda library: False)
+    monkeypatch.setattr(bench_step.ffi, "status", lambda platform: "the library is of another age")
+    bench_step.select_ops("jnp", MODEL)
+    assert capsys.readouterr().err == ""
+    bench_step.select_ops("auto,mlp=jnp", MODEL)
+    assert capsys.readouterr().err == (
+        "warning: --ops=auto,mlp=jnp is jnp here: the library is of another age.\n"
+    )
 
 
 def test_versions_are_told_also_of_a_clone_that_is_not_installed():

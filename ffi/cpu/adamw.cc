@@ -51,7 +51,8 @@ Gradient GradientOf(Checker& check, const ffi::RemainingArgs& args, size_t& inde
   auto inp = array();
   if (!inp || !check.ok()) return {};
   check.SameType((name + ", its second factor,").c_str(), *inp, *first);
-  const int64_t OC = check.Size(name.c_str(), *first, 3, 2), C = check.Size(name.c_str(), *inp, 3, 2);
+  const int64_t OC = check.Size(name.c_str(), *first, 3, 2);
+  const int64_t C = check.Size(name.c_str(), *inp, 3, 2);
   const int64_t N = RowsOf(*first, OC), rows = RowsOf(*inp, C);
   check.Require(N == rows, name + ": its factors have " + std::to_string(N) + " and " +
                                std::to_string(rows) + " rows, expected as many");

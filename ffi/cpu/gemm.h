@@ -101,9 +101,9 @@ class Pieces {
 };
 
 // The epilogue of the tile that was made last: it waits until the next one is made by tile
-// registers, and a few rows at a time are done meanwhile. The epilogue is a copy, which is near: what
-// it finds through references costs each of those few rows several instructions, and all of them
-// 4 to 8 % of a product.
+// registers, and a few rows at a time are done meanwhile. The epilogue is a copy: what it finds
+// through references costs each of those few rows several instructions, and all of them 4 to 8 % of
+// a product.
 template <typename P, typename Epilogue>
 class Behind {
  public:

@@ -45,7 +45,8 @@ constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 
 inline Vec Broadcast(float x) { return x - Vec{}; }
-// a > b ? a : b and a < b ? a : b, so b where one is NaN. (g++ 12 makes three instructions of these.)
+// a > b ? a : b and a < b ? a : b, so b where one is NaN. (g++ 12 makes three instructions of
+// these.)
 inline Vec MaxOf(Vec a, Vec b) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
