@@ -50,18 +50,22 @@ def prepare_step(task: Task, chosen: ops.Ops, mesh):
 
 def select_ops(spec: str, model: ModelConfig) -> ops.Ops:
     """The ops of --programs=spec for a model. Raises BadInput where it names none; warns where
-    auto has no kernels to take."""
+    kernels that it would take are missing."""
     platform = jax.default_backend()
-    library = ffi.LIBRARY_OF.get(platform)
-    if "auto" in spec.split(",") and library and not ffi.available(library):
-        print(f"warning: --ops={spec} is jnp here: {ffi.status(platform)}.", file=sys.stderr)
     try:
-        return ops.select(spec, platform, model.HS)[0]
+        chosen, _ = ops.select(spec, platform, model.HS)
     except BadInput as error:
         raise BadInput(
             f"--programs={spec} is neither pytorch nor autodiff, and as --ops it does not work: "
             f"{error}"
         ) from error
+    library = ffi.LIBRARY_OF.get(platform)
+    if library and not ffi.available(library) and "jnp" not in spec.split(","):
+        print(
+            f"warning: --programs={spec} takes jnp for want of kernels: {ffi.status(platform)}.",
+            file=sys.stderr,
+        )
+    return chosen
 
 
 def train_config(task: Task) -> TrainConfig:

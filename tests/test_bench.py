@@ -169,15 +169,17 @@ def test_a_program_that_does_not_exist_is_one_sentence():
     assert "--programs=foo is neither pytorch nor autodiff" in result.stderr
 
 
-def test_auto_without_kernels_is_told(monkeypatch, capsys):
+def test_missing_kernels_are_told(monkeypatch, capsys):
     monkeypatch.setattr(bench_step.ffi, "available", lambda library: False)
     monkeypatch.setattr(bench_step.ffi, "status", lambda platform: "the library is of another age")
     bench_step.select_ops("jnp", MODEL)
     assert capsys.readouterr().err == ""
-    bench_step.select_ops("auto,mlp=jnp", MODEL)
-    assert capsys.readouterr().err == (
-        "warning: --ops=auto,mlp=jnp is jnp here: the library is of another age.\n"
-    )
+    for spec in ("auto", "mlp=jnp"):
+        bench_step.select_ops(spec, MODEL)
+        assert capsys.readouterr().err == (
+            f"warning: --programs={spec} takes jnp for want of kernels: "
+            "the library is of another age.\n"
+        )
 
 
 def test_versions_are_told_also_of_a_clone_that_is_not_installed():

@@ -4,9 +4,9 @@
 // threads; then each task takes some rows of the other, packs them for itself and multiplies them
 // panel by panel with what was packed (Goto & van de Geijn 2008). What is done with C is the
 // caller's: `epilogue` gets each finished tile, or some rows of it, while it is in the first-level
-// cache, so bias, GELU and the store cost no pass over memory; and with AMX hardly any time, for
-// they are done between the products of the next tile (measured in
-// benchmarks/results/cpu_step.md).
+// cache, so bias, GELU and the store cost no pass over memory. With AMX they are done between the
+// products of the next tile, and it is their instructions that count (measured in
+// benchmarks/results/cpu_step.md): an epilogue is copied, and should hold what it needs by value.
 #pragma once
 
 #include "cpu/micro.h"
