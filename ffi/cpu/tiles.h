@@ -108,8 +108,8 @@ struct TilePanels : TileRegisters {
   }
 
   // The same, from the last step to the first where `backwards`. What meanwhile() does with vectors
-  // costs less than after them: the processor does it beside the products, which take 16 cycles each, or 64 where
-  // their power is held down, and leave the vector units idle.
+  // costs less than after them: the processor does it beside the products, which take 16 cycles
+  // each, or 64 where their power is held down, and leave the vector units idle.
   //
   // Where `b_passes`, panels of b go past the first-level cache, where a panel of a remains that is
   // multiplied with several of them. If that is larger than the cache, there is still its last
