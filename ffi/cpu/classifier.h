@@ -98,8 +98,8 @@ class PartsOfRows {
       : tiles_(CeilDiv(V, kColumns)), stride_(RoundUp(N, kLanes)), parts_(tiles_ * stride_) {}
 
   Parts OfTiles() const { return {parts_.data(), stride_}; }
-  // result (N) = all parts of each row, merged two at a time, those of 32 tiles first: a long sum of
-  // floats would lose digits.
+  // result (N) = all parts of each row, merged two at a time, those of 32 tiles first: a long sum
+  // of floats would lose digits.
   template <typename Merge>
   void Merged(Threads& threads, int64_t N, const Merge& merge, float* result) const {
     ParallelFor(threads, stride_ / kLanes, [&](int64_t i) {
@@ -120,39 +120,40 @@ class PartsOfRows {
   SharedScratch<float> parts_;
 };
 
-// total and target. Of the powers, rows (N,Vp) are kept as T, unless `powers` is null.
-template <typename T, typename W>
+// The sum of the powers of a row of a tile, which go to `powers` (N,Vp) as T where they are kept.
+template <bool keep, typename T>
+[[gnu::always_inline]] inline float SumRow(const Tile& row, float from, int64_t Vp, T* powers) {
+  Vec sum{};
+  auto power_of = [&](int64_t, int64_t, Vec z, auto some) __attribute__((always_inline)) {
+    Vec power = Summand<T>(z - from);
+    for (int64_t lane = some; lane < kLanes; ++lane) power[lane] = 0;
+    sum += power;
+    return Vecs<1>{power};
+  };
+  if constexpr (keep)
+    StreamTile(row, Vp, {powers}, power_of);
+  else
+    ForTile(row, power_of);
+  return Sum(sum);
+}
+
+// total and target, and the powers (N,Vp) where they are kept.
+template <bool keep, typename T, typename W>
 void SumPowers(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t Vp, const T* lnf,
                const W* wte, const int32_t* targets, T* powers, const RowSums& rows) {
   PartsOfRows<T> parts(N, V);
   const auto part = parts.OfTiles();
-  const auto sum_with = [&](const auto& take) {
-    Gemm<T>(threads, N, V, C, Rows(lnf, C), Rows(wte, C),
-            [=](const Tile& tile) __attribute__((always_inline)) {
-              for (int64_t r = 0; r < tile.rows; ++r) {
-                const int64_t n = tile.row + r, target = targets[n] - tile.column;
-                const float *logits = tile.data + r * tile.ld, from = rows.from[n];
-                if (0 <= target && target < tile.columns) rows.target[n] = logits[target];
-                Vec sum{};
-                take(Tile{n, tile.column, 1, tile.columns, logits, tile.ld},
-                     [&](int64_t, int64_t, Vec z, auto some) __attribute__((always_inline)) {
-                       Vec power = Summand<T>(z - from);
-                       for (int64_t lane = some; lane < kLanes; ++lane) power[lane] = 0;
-                       sum += power;
-                       return Vecs<1>{power};
-                     });
-                *part.At(tile, r) = Sum(sum);
-              }
-            });
-  };
-  if (powers)
-    sum_with([=](const Tile& row, const auto& power) __attribute__((always_inline)) {
-      StreamTile(row, Vp, {powers}, power);
-    });
-  else
-    sum_with([](const Tile& row, const auto& power) __attribute__((always_inline)) {
-      ForTile(row, power);
-    });
+  Gemm<T>(threads, N, V, C, Rows(lnf, C), Rows(wte, C),
+          // inlined where it runs between the products of tiles
+          [=](const Tile& tile) __attribute__((always_inline)) {
+            for (int64_t r = 0; r < tile.rows; ++r) {
+              const int64_t n = tile.row + r, target = targets[n] - tile.column;
+              const float* logits = tile.data + r * tile.ld;
+              if (0 <= target && target < tile.columns) rows.target[n] = logits[target];
+              const Tile row{n, tile.column, 1, tile.columns, logits, tile.ld};
+              *part.At(tile, r) = SumRow<keep>(row, rows.from[n], Vp, powers);
+            }
+          });
   parts.Merged(threads, N, [](Vec a, Vec b) { return a + b; }, rows.total);
 }
 
@@ -172,16 +173,17 @@ void MeasureFromLargest(Threads& threads, int64_t N, int64_t C, int64_t V, const
 // A total beyond which powers may be too large for a float: that of a loss of 60.
 constexpr float kLargestTotal = 1e26f;
 
-// All of `rows`, and the powers. Where a total is too large, all are measured from their largest
-// logit instead.
+// All of `rows`, and the powers unless they are null. Where a total is too large, all are measured
+// from their largest logit instead.
 template <typename T, typename W>
 void Powers(Threads& threads, int64_t N, int64_t C, int64_t V, int64_t Vp, const T* lnf,
             const W* wte, const int32_t* targets, T* powers, const RowSums& rows) {
+  const auto sum = powers ? SumPowers<true, T, W> : SumPowers<false, T, W>;
   MeasureFromTargets(threads, N, C, lnf, wte, targets, rows);
-  SumPowers(threads, N, C, V, Vp, lnf, wte, targets, powers, rows);
+  sum(threads, N, C, V, Vp, lnf, wte, targets, powers, rows);
   if (LargestOf(rows.total, N) <= kLargestTotal) return;
   MeasureFromLargest(threads, N, C, V, lnf, wte, rows);
-  SumPowers(threads, N, C, V, Vp, lnf, wte, targets, powers, rows);
+  sum(threads, N, C, V, Vp, lnf, wte, targets, powers, rows);
 }
 
 // Losses (N) of rows whose powers are summed.
